@@ -1,0 +1,2 @@
+//! spice-tunnel
+fn main() {}
