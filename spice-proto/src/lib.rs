@@ -1,1 +1,19 @@
-//! See Cargo.toml.
+//! The Spice wire without I/O: the link stage, message headers, and the messages of the base protocol and of the main and
+//! tunnel channels.
+//!
+//! Bytes in, values out, and back. Whatever a peer sends either parses into a value that is valid or gives an error that says
+//! what was expected and what came; nothing panics, and no length is believed before it was compared with a limit.
+//!
+//! | question | module |
+//! | --- | --- |
+//! | where does a message start and end | [`frame`] |
+//! | what do messages 1 to 8 of every channel say | [`base`] |
+//! | what does the tunnel channel say | [`tunnel`] |
+//! | what can be wrong | [`error`] |
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
+
+pub mod base;
+pub mod error;
+pub mod frame;
+pub mod tunnel;

@@ -1,0 +1,153 @@
+//! What can be wrong with bytes that a peer sent, and the small frame that every message parser stands in.
+
+use nom::error::ErrorKind;
+use nom::{Err, IResult};
+
+/// Anything that can be wrong with a stream of messages once it is linked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The peer's header announces something that we do not take in.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The peer's message body breaks its format.
+    #[error(transparent)]
+    Parse(#[from] ParseError),
+}
+
+/// The peer's header announces something that we do not take in. Nothing behind it can be trusted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The body is longer than this reader allows.
+    #[error(
+        "peer announced a message of type {kind} with a body of {size} bytes, at most {limit} are accepted"
+    )]
+    TooLarge {
+        /// Message type in the header.
+        kind: u16,
+        /// Body size in the header, bytes.
+        size: u32,
+        /// The reader's limit, bytes.
+        limit: u32,
+    },
+}
+
+/// The peer's message body breaks its format.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("peer sent a malformed {what}: {problem}")]
+pub struct ParseError {
+    /// Name of the message (`spice.proto`'s, in lower case) or structure.
+    pub what: &'static str,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+/// What is wrong with a message body. Offsets and lengths are in bytes from the start of the body.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// A field runs past the end.
+    #[error("the field at byte {at} runs past the end, the body has only {got} bytes")]
+    Short {
+        /// Where the field starts.
+        at: usize,
+        /// Length of the body.
+        got: usize,
+    },
+    /// Bytes are left that belong to no field.
+    #[error("expected {expected} bytes, got {got}")]
+    Trailing {
+        /// Length that the fields add up to.
+        expected: usize,
+        /// Length of the body.
+        got: usize,
+    },
+    /// A field has a value that the format does not know.
+    #[error("{field} is {got}, expected {expected}")]
+    Value {
+        /// The field.
+        field: &'static str,
+        /// What came.
+        got: u64,
+        /// What is allowed, in words.
+        expected: &'static str,
+    },
+    /// An offset points outside of the part of the body that it may point into.
+    #[error("{field} points at byte {got}, expected {from}..{to}")]
+    Offset {
+        /// The field.
+        field: &'static str,
+        /// Where it points.
+        got: u32,
+        /// First allowed byte.
+        from: usize,
+        /// End (exclusive) of the allowed bytes.
+        to: usize,
+    },
+    /// A string has no NUL before the end of the body.
+    #[error("{field} is not ended by a NUL")]
+    Unterminated {
+        /// The string.
+        field: &'static str,
+    },
+    /// A string or list is longer than we take in.
+    #[error("{field} has length {got}, at most {limit} is accepted")]
+    TooLong {
+        /// The string or list.
+        field: &'static str,
+        /// Its length, in its own unit (bytes of a string, entries of a list).
+        got: usize,
+        /// Most that is accepted.
+        limit: usize,
+    },
+}
+
+/// What a nom parser of this crate fails with: where it stood, and what was wrong unless the input simply ended.
+#[derive(Debug)]
+pub(crate) struct Fault<'a> {
+    rest: &'a [u8],
+    problem: Option<Problem>,
+}
+
+impl<'a> Fault<'a> {
+    /// A failure that no alternative can mend.
+    pub(crate) fn fatal(problem: Problem) -> Err<Self> {
+        Err::Failure(Fault { rest: &[], problem: Some(problem) })
+    }
+
+    /// A failure because `field` has a value that is not known.
+    pub(crate) fn value(field: &'static str, got: impl Into<u64>, expected: &'static str) -> Err<Self> {
+        Self::fatal(Problem::Value { field, got: got.into(), expected })
+    }
+}
+
+impl<'a> nom::error::ParseError<&'a [u8]> for Fault<'a> {
+    fn from_error_kind(rest: &'a [u8], _: ErrorKind) -> Self {
+        Fault { rest, problem: None }
+    }
+
+    fn append(_: &'a [u8], _: ErrorKind, other: Self) -> Self {
+        other
+    }
+}
+
+/// Result of the crate's nom parsers.
+pub(crate) type Parsed<'a, T> = IResult<&'a [u8], T, Fault<'a>>;
+
+/// Runs a complete parser over a whole body. Bytes it leaves are an error.
+pub(crate) fn whole<'a, T>(
+    what: &'static str,
+    body: &'a [u8],
+    parser: impl FnOnce(&'a [u8]) -> Parsed<'a, T>,
+) -> Result<T, ParseError> {
+    let problem = match parser(body) {
+        Ok(([], value)) => return Ok(value),
+        Ok((rest, _)) => {
+            Problem::Trailing { expected: body.len().saturating_sub(rest.len()), got: body.len() }
+        }
+        Err(Err::Error(fault) | Err::Failure(fault)) => {
+            let at = body.len().saturating_sub(fault.rest.len());
+            fault.problem.unwrap_or(Problem::Short { at, got: body.len() })
+        }
+        Err(Err::Incomplete(_)) => Problem::Short { at: body.len(), got: body.len() },
+    };
+    Err(ParseError { what, problem })
+}
