@@ -9,11 +9,19 @@
 //! | where does a message start and end | [`frame`] |
 //! | what do messages 1 to 8 of every channel say | [`base`] |
 //! | what does the tunnel channel say | [`tunnel`] |
-//! | what can be wrong | [`error`] |
+//! | what do the link stage's bytes say | [`link`] |
+| how does a link come about | [`handshake`] |
+| how does a password travel | [`ticket`] |
+| what can be wrong | [`error`] |
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
 pub mod base;
 pub mod error;
 pub mod frame;
+pub mod handshake;
+#[cfg(feature = "io")]
+pub mod io;
+pub mod link;
+pub mod ticket;
 pub mod tunnel;
