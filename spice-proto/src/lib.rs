@@ -10,9 +10,9 @@
 //! | what do messages 1 to 8 of every channel say | [`base`] |
 //! | what does the tunnel channel say | [`tunnel`] |
 //! | what do the link stage's bytes say | [`link`] |
-| how does a link come about | [`handshake`] |
-| how does a password travel | [`ticket`] |
-| what can be wrong | [`error`] |
+//! | how does a link come about | [`handshake`] |
+//! | how does a password travel | [`ticket`] |
+//! | what can be wrong | [`error`] |
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
