@@ -1,7 +1,4 @@
-//! What can be wrong with bytes that a peer sent, and the small frame that every message parser stands in.
-
-use nom::error::ErrorKind;
-use nom::{Err, IResult};
+//! What can be wrong with bytes that a peer sent.
 
 /// Anything that can be wrong with a stream of messages once it is linked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -98,56 +95,4 @@ pub enum Problem {
         /// Most that is accepted.
         limit: usize,
     },
-}
-
-/// What a nom parser of this crate fails with: where it stood, and what was wrong unless the input simply ended.
-#[derive(Debug)]
-pub(crate) struct Fault<'a> {
-    rest: &'a [u8],
-    problem: Option<Problem>,
-}
-
-impl<'a> Fault<'a> {
-    /// A failure that no alternative can mend.
-    pub(crate) fn fatal(problem: Problem) -> Err<Self> {
-        Err::Failure(Fault { rest: &[], problem: Some(problem) })
-    }
-
-    /// A failure because `field` has a value that is not known.
-    pub(crate) fn value(field: &'static str, got: impl Into<u64>, expected: &'static str) -> Err<Self> {
-        Self::fatal(Problem::Value { field, got: got.into(), expected })
-    }
-}
-
-impl<'a> nom::error::ParseError<&'a [u8]> for Fault<'a> {
-    fn from_error_kind(rest: &'a [u8], _: ErrorKind) -> Self {
-        Fault { rest, problem: None }
-    }
-
-    fn append(_: &'a [u8], _: ErrorKind, other: Self) -> Self {
-        other
-    }
-}
-
-/// Result of the crate's nom parsers.
-pub(crate) type Parsed<'a, T> = IResult<&'a [u8], T, Fault<'a>>;
-
-/// Runs a complete parser over a whole body. Bytes it leaves are an error.
-pub(crate) fn whole<'a, T>(
-    what: &'static str,
-    body: &'a [u8],
-    parser: impl FnOnce(&'a [u8]) -> Parsed<'a, T>,
-) -> Result<T, ParseError> {
-    let problem = match parser(body) {
-        Ok(([], value)) => return Ok(value),
-        Ok((rest, _)) => {
-            Problem::Trailing { expected: body.len().saturating_sub(rest.len()), got: body.len() }
-        }
-        Err(Err::Error(fault) | Err::Failure(fault)) => {
-            let at = body.len().saturating_sub(fault.rest.len());
-            fault.problem.unwrap_or(Problem::Short { at, got: body.len() })
-        }
-        Err(Err::Incomplete(_)) => Problem::Short { at: body.len(), got: body.len() },
-    };
-    Err(ParseError { what, problem })
 }

@@ -8,7 +8,8 @@ use nom::Parser;
 use nom::number::complete::{le_u16, le_u32, le_u64};
 
 use crate::base::LIST;
-use crate::error::{FrameError, ParseError, Parsed, Problem, whole};
+use crate::error::{FrameError, ParseError, Problem};
+use crate::parse::{Parsed, put_u16, put_u32, put_u64, to_usize, whole};
 
 /// Which of the two headers a connection uses, in both directions (wire reference 2.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -112,12 +113,12 @@ impl Header {
     /// Appends the header's bytes: those that it was read from, unless a field was changed since.
     pub fn write(&self, out: &mut Vec<u8>) {
         if let Some(serial) = self.serial {
-            out.extend_from_slice(&serial.to_le_bytes());
+            put_u64(out, serial);
         }
-        out.extend_from_slice(&self.kind.to_le_bytes());
-        out.extend_from_slice(&self.size.to_le_bytes());
+        put_u16(out, self.kind);
+        put_u32(out, self.size);
         if self.serial.is_some() {
-            out.extend_from_slice(&self.sub_list.to_le_bytes());
+            put_u32(out, self.sub_list);
         }
     }
 }
@@ -331,11 +332,6 @@ fn header(form: HeaderForm, input: &[u8]) -> Parsed<'_, Header> {
 fn at(body: &[u8], offset: u32) -> Option<(&[u8], usize)> {
     let offset = to_usize(offset);
     Some((body.get(offset..)?, offset))
-}
-
-/// A size or offset of the wire as an index. Where `usize` is too small for it, no buffer can be that long either.
-pub(crate) fn to_usize(n: u32) -> usize {
-    usize::try_from(n).unwrap_or(usize::MAX)
 }
 
 const WHAT: &str = "list of sub-messages";

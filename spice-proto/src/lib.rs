@@ -8,11 +8,13 @@
 //! | --- | --- |
 //! | where does a message start and end | [`frame`] |
 //! | what do messages 1 to 8 of every channel say | [`base`] |
+//! | what does the main channel say | [`main_channel`] |
 //! | what does the tunnel channel say | [`tunnel`] |
 //! | what do the link stage's bytes say | [`link`] |
 //! | how does a link come about | [`handshake`] |
 //! | how does a password travel | [`ticket`] |
-//! | what can be wrong | [`error`] |
+//! | what can be wrong with a message | [`error`] |
+//! | what is a channel or message called | [`names`] |
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
@@ -23,5 +25,8 @@ pub mod handshake;
 #[cfg(feature = "io")]
 pub mod io;
 pub mod link;
+pub mod main_channel;
+pub mod names;
+mod parse;
 pub mod ticket;
 pub mod tunnel;

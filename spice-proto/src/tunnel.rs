@@ -6,12 +6,11 @@
 use std::net::Ipv4Addr;
 
 use nom::Parser;
-use nom::bytes::complete::take;
 use nom::combinator::rest;
 use nom::number::complete::{le_u16, le_u32};
 
-use crate::error::{Fault, ParseError, Parsed, Problem, whole};
-use crate::frame::to_usize;
+use crate::error::ParseError;
+use crate::parse::{Fault, NUL, Parsed, U16, U32, all_behind, pointed_text, put_u16, put_u32, whole};
 
 /// Which of the two consistent layouts of history the peer speaks (wire reference 6.1). They differ in one field only,
 /// the type in SERVICE_ADD.
@@ -258,7 +257,7 @@ impl<'a> ServerMessage<'a> {
     pub fn write_body(&self, out: &mut Vec<u8>) {
         match *self {
             Self::Init { max_sockets, max_data } => {
-                out.extend_from_slice(&max_sockets.to_le_bytes());
+                put_u16(out, max_sockets);
                 put_u32(out, max_data);
             }
             Self::ServiceIpMap { service, address } => {
@@ -426,9 +425,9 @@ impl IpInfo {
 
     fn write(self, out: &mut Vec<u8>) {
         match self {
-            IpInfo::Invalid => out.extend_from_slice(&IP_INVALID.to_le_bytes()),
+            IpInfo::Invalid => put_u16(out, IP_INVALID),
             IpInfo::V4(address) => {
-                out.extend_from_slice(&IP_V4.to_le_bytes());
+                put_u16(out, IP_V4);
                 out.extend_from_slice(&address.octets());
             }
         }
@@ -437,7 +436,7 @@ impl IpInfo {
 
 impl SocketId {
     fn write(self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.0.to_le_bytes());
+        put_u16(out, self.0);
     }
 }
 
@@ -459,7 +458,7 @@ impl ServiceAdd<'_> {
         };
         match layout {
             Layout::A => put_u32(out, u32::from(kind)),
-            Layout::B => out.extend_from_slice(&kind.to_le_bytes()),
+            Layout::B => put_u16(out, kind),
         }
         put_u32(out, self.service.0);
         put_u32(out, self.group.0);
@@ -490,8 +489,7 @@ impl Layout {
     }
 }
 
-/// SERVICE_ADD. The strings may come in either order and even share bytes, but together they are all that follows the
-/// fixed part, so that nothing is smuggled along and no other layout passes for this one.
+/// SERVICE_ADD. The strings may come in either order, but they are all that follows the fixed part.
 fn service_add(layout: Layout, body: &[u8]) -> Parsed<'_, ServiceAdd<'_>> {
     let (input, kind) = match layout {
         Layout::A => le_u32(body)?,
@@ -509,50 +507,11 @@ fn service_add(layout: Layout, body: &[u8]) -> Parsed<'_, ServiceAdd<'_>> {
         _ => return Err(Fault::value("port", port, "1 to 65535")),
     };
     let fixed = body.len().saturating_sub(texts.len());
-    let (name, name_end) = text_at("name", body, fixed, name_at)?;
-    let (description, description_end) = text_at("description", body, fixed, description_at)?;
-
-    let first_at = to_usize(name_at.min(description_at));
-    if first_at != fixed {
-        let field = if name_at < description_at { "name" } else { "description" };
-        let got = name_at.min(description_at);
-        return Err(Fault::fatal(Problem::Offset { field, got, from: fixed, to: fixed.saturating_add(1) }));
-    }
-    let (first_end, last_at) =
-        if name_at <= description_at { (name_end, description_at) } else { (description_end, name_at) };
-    if to_usize(last_at) > first_end {
-        let field = if name_at <= description_at { "description" } else { "name" };
-        return Err(Fault::fatal(Problem::Offset {
-            field,
-            got: last_at,
-            from: fixed,
-            to: first_end.saturating_add(1),
-        }));
-    }
-    let unread = body.get(name_end.max(description_end)..).unwrap_or_default();
+    let (name, name_place) = pointed_text("name", body, fixed, name_at, MAX_TEXT)?;
+    let (description, description_place) =
+        pointed_text("description", body, fixed, description_at, MAX_TEXT)?;
+    let unread = all_behind(body, fixed, [name_place, description_place])?;
     Ok((unread, ServiceAdd { kind, service, group, port, name, description }))
-}
-
-/// The NUL-terminated string at `offset` of the body, which is not to lie in the fixed part, and where the NUL ends.
-fn text_at<'a>(
-    field: &'static str,
-    body: &'a [u8],
-    fixed: usize,
-    offset: u32,
-) -> Result<(&'a [u8], usize), nom::Err<Fault<'a>>> {
-    let at = to_usize(offset);
-    let tail = match body.get(at..) {
-        Some(tail) if at >= fixed && !tail.is_empty() => tail,
-        _ => return Err(Fault::fatal(Problem::Offset { field, got: offset, from: fixed, to: body.len() })),
-    };
-    let Some(length) = tail.iter().position(|&byte| byte == 0) else {
-        return Err(Fault::fatal(Problem::Unterminated { field }));
-    };
-    if length > MAX_TEXT {
-        return Err(Fault::fatal(Problem::TooLong { field, got: length, limit: MAX_TEXT }));
-    }
-    let (_, text) = take(length)(tail)?;
-    Ok((text, at.saturating_add(length).saturating_add(NUL)))
 }
 
 fn ip_info(input: &[u8]) -> Parsed<'_, IpInfo> {
@@ -576,10 +535,6 @@ fn service_id(input: &[u8]) -> Parsed<'_, ServiceId> {
 fn text(bytes: &[u8]) -> &[u8] {
     let capped = bytes.get(..MAX_TEXT).unwrap_or(bytes);
     capped.split(|&byte| byte == 0).next().unwrap_or_default()
-}
-
-fn put_u32(out: &mut Vec<u8>, n: u32) {
-    out.extend_from_slice(&n.to_le_bytes());
 }
 
 /// Numbers of the server's messages.
@@ -608,10 +563,6 @@ const GENERIC: u16 = 1;
 const IPP: u16 = 2;
 const IP_INVALID: u16 = 0;
 const IP_V4: u16 = 1;
-
-const U16: usize = 2;
-const U32: usize = 4;
-const NUL: usize = 1;
 
 #[cfg(test)]
 mod tests {
