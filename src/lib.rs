@@ -1,1 +1,4 @@
 //! spice-tunnel
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
+
+pub mod guest;
