@@ -1,1 +1,39 @@
-//! See Cargo.toml.
+//! The Spice tunnel channel (type 7), both ends, without I/O.
+//!
+//! One machine, [`Channel`], with the parameter [`Role`]. Frames and the time go in, events, bytes and the next
+//! deadline come out; whoever owns it does the reading, the writing and the waiting.
+//!
+//! | question | module |
+//! | --- | --- |
+//! | what can be commanded, and what goes out | `channel` |
+//! | what does a message of the peer do | `inbound` |
+//! | what may happen to a socket, in which order | `socket` |
+//! | who may send how much | `credit` |
+//! | which ids are in use | `table` |
+//! | which services are there | `service` |
+//! | is the peer there | `liveness` |
+//! | what waits to be sent | `outgoing` |
+//! | how much do we take on | `config` |
+//! | what is the owner told, and what can go wrong | `event` |
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
+
+mod channel;
+mod config;
+mod credit;
+mod event;
+mod inbound;
+mod liveness;
+mod outgoing;
+mod service;
+mod socket;
+mod table;
+
+pub use channel::Channel;
+pub use config::{Config, MAX_DATA_LIMIT, Role};
+pub use event::{AddError, Event, MapError, NewService, OpenError, ResetCause, SocketViolation, Violation};
+pub use liveness::TimeoutReason;
+pub use service::ServiceFault;
+
+#[cfg(test)]
+mod tests;
