@@ -1,1 +1,9 @@
-//! See Cargo.toml.
+//! Beside the VM: NIC back ends, netstack, virtual addresses, bridge and the Spice session proxy.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
+
+pub mod address;
+mod dhcp;
+mod ethernet;
+mod flow;
+pub mod netstack;
+mod packet;

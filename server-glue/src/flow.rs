@@ -1,0 +1,526 @@
+//! One guest connection: a smoltcp TCP socket in a socket set of its own.
+//!
+//! smoltcp walks its whole socket set for every packet, so a set with all connections gets slower with each of them
+//! (design.md, decision 3). Here every connection has its own set, found by the netstack's hash table, and only that one
+//! is polled. They take turns with one [`Interface`], which holds nothing of a connection: with `any_ip` it takes every
+//! address, since the edge has already decided which exist.
+//!
+//! smoltcp 0.14 needs care in five places, all of them here:
+//!
+//! * a FIN whose data does not fit the window is taken although the data was cut: such a segment is fed as two;
+//! * `close` before the handshake is over takes the guest's acknowledgement of our SYN for one of our FIN: it is put off;
+//! * when TIME-WAIT ends, unread data is thrown away: the netstack keeps TIME-WAIT itself and lets go of the socket;
+//! * a reset during the handshake makes it listen again: that counts as reset here;
+//! * delayed acknowledgements wait on a timer: none are used. The netstack sends only when it is asked to, after a whole
+//!   batch of frames was fed, which acknowledges a burst at once and a lone segment without delay.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::tcp;
+use smoltcp::time::{Duration as StackDuration, Instant as StackInstant};
+use smoltcp::wire::{HardwareAddress, IpAddress, IpListenEndpoint, TcpPacket, TcpRepr};
+
+use crate::packet::{ETHERNET_HEADER, PROTOCOL_TCP, Segment, TCP_HEADER, TcpFlags, put_ipv4};
+
+/// What all connections share.
+pub(crate) struct Engine {
+    interface: Interface,
+    mtu: u16,
+    /// smoltcp counts time from here. Set by the first call.
+    epoch: Option<Instant>,
+}
+
+/// smoltcp's time at the epoch. Not zero, which means "at once" in its deadlines.
+const EPOCH: Duration = Duration::from_secs(1);
+
+/// The soonest that a connection is looked at again which had something to do, yet did nothing.
+const SOONEST: Duration = Duration::from_millis(5);
+
+impl Engine {
+    /// `seed` makes our initial sequence numbers; `mtu` is that of IP packets.
+    pub(crate) fn new(seed: u64, mtu: u16) -> Engine {
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = seed;
+        let mut nothing = Port { incoming: None, out: &mut Scratch::new(), mtu };
+        let mut interface = Interface::new(config, &mut nothing, StackInstant::ZERO);
+        interface.set_any_ip(true);
+        Engine { interface, mtu, epoch: None }
+    }
+
+    fn stack_time(&mut self, now: Instant) -> StackInstant {
+        let epoch = *self.epoch.get_or_insert(now);
+        let micros = (now.saturating_duration_since(epoch) + EPOCH).as_micros();
+        StackInstant::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
+    }
+
+    fn std_time(&self, at: StackInstant) -> Option<Instant> {
+        let micros = u64::try_from(at.total_micros()).unwrap_or(0);
+        self.epoch?.checked_add(Duration::from_micros(micros).saturating_sub(EPOCH))
+    }
+}
+
+/// One outgoing frame under construction. Its storage is kept, so that a packet costs no clearing of memory.
+pub(crate) struct Scratch {
+    bytes: Box<[u8]>,
+    len: usize,
+}
+
+impl Scratch {
+    pub(crate) fn new() -> Scratch {
+        Scratch { bytes: vec![0; ETHERNET_HEADER + usize::from(u16::MAX)].into(), len: 0 }
+    }
+
+    /// Empty, or a whole frame whose Ethernet header is still to be written.
+    pub(crate) fn frame(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+
+    /// The IP packet in it.
+    pub(crate) fn packet(&self) -> &[u8] {
+        self.bytes.get(ETHERNET_HEADER..self.len).unwrap_or_default()
+    }
+
+    pub(crate) fn set_header(&mut self, header: &[u8]) {
+        for (to, from) in self.bytes.iter_mut().zip(header) {
+            *to = *from;
+        }
+    }
+}
+
+/// Options of every connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FlowOptions {
+    pub(crate) receive_buffer: usize,
+    pub(crate) send_buffer: usize,
+    pub(crate) keepalive: Duration,
+    pub(crate) dead_after: Duration,
+}
+
+/// How far a connection is. The handshake is ours to finish only once its owner accepted it, so it starts with our SYN-ACK.
+///
+/// ```text
+///   Opening ──guest's ACK──► Open ──both FINs, ours acknowledged──► Over
+///      └──────────┴── RST, dead guest, abort ──► Aborted
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// Our SYN-ACK is not acknowledged.
+    Opening,
+    /// Established, or half closed.
+    Open,
+    /// Closed in order by both; what was received can still be read.
+    Over {
+        /// We closed first, so the address pair must rest (TIME-WAIT).
+        rest: Option<Rest>,
+    },
+    /// The guest reset it.
+    Reset,
+    /// The guest does not answer any more, or we aborted; our RST is out.
+    Aborted,
+}
+
+/// What TIME-WAIT needs to know to acknowledge a late FIN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rest {
+    pub(crate) next_send: u32,
+    pub(crate) next_receive: u32,
+}
+
+pub(crate) struct Flow {
+    sockets: SocketSet<'static>,
+    handle: SocketHandle,
+    progress: Progress,
+    /// Sequence number behind, and acknowledgement in, the last segment that was sent.
+    last_sent: Rest,
+    /// The owner wants to close, but the handshake must be over first.
+    close_when_open: bool,
+    /// Octets that the owner knows to be in the receive ring.
+    known: usize,
+    /// The owner had more to send than fitted.
+    wants_room: bool,
+    /// The owner knows that the guest sends no more.
+    end_told: bool,
+}
+
+/// What the owner of a connection should hear of, since it last did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct News {
+    pub(crate) readable: bool,
+    pub(crate) writable: bool,
+    pub(crate) finished: bool,
+}
+
+impl Flow {
+    /// Takes the connection that `syn`, an IPv4 packet made by [`keep_syn`], asks for. The SYN-ACK comes from [`Flow::emit`].
+    pub(crate) fn accept(
+        engine: &mut Engine,
+        now: Instant,
+        options: &FlowOptions,
+        local: SocketAddr,
+        syn: &[u8],
+        scratch: &mut Scratch,
+    ) -> Flow {
+        // Zeroed memory comes untouched from the system: a ring costs what was written to it.
+        let receive = tcp::SocketBuffer::new(vec![0; options.receive_buffer]);
+        let send = tcp::SocketBuffer::new(vec![0; options.send_buffer]);
+        let mut socket = tcp::Socket::new(receive, send);
+        socket.set_nagle_enabled(false);
+        socket.set_ack_delay(None);
+        // The guest is next to us: nothing in between could be congested.
+        socket.set_congestion_control(tcp::CongestionControl::None);
+        socket.set_keep_alive(Some(to_stack_duration(options.keepalive)));
+        socket.set_timeout(Some(to_stack_duration(options.dead_after)));
+        let address = match local.ip() {
+            IpAddr::V4(address) => Some(IpAddress::Ipv4(address)),
+            // smoltcp is built without IPv6; no segment of a v6 connection comes this far.
+            IpAddr::V6(_) => None,
+        };
+        // Fails only for port 0, which no segment has.
+        let _ = socket.listen(IpListenEndpoint { addr: address, port: local.port() });
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(socket);
+        let mut flow = Flow {
+            sockets,
+            handle,
+            progress: Progress::Opening,
+            last_sent: Rest { next_send: 0, next_receive: 0 },
+            close_when_open: false,
+            known: 0,
+            wants_room: false,
+            end_told: false,
+        };
+        flow.ingress(engine, now, syn, scratch);
+        if flow.socket().state() != tcp::State::SynReceived {
+            flow.progress = Progress::Reset;
+        }
+        flow
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// Feeds a segment of this connection. `reply` gets each packet that must go out at once.
+    pub(crate) fn feed(
+        &mut self,
+        engine: &mut Engine,
+        now: Instant,
+        segment: &Segment<'_>,
+        scratch: &mut Scratch,
+        mut reply: impl FnMut(&Scratch),
+    ) {
+        if segment.flags.has(TcpFlags::FIN) && !segment.data.is_empty() {
+            for part in split_fin(segment) {
+                self.ingress(engine, now, &part, scratch);
+                if !scratch.frame().is_empty() {
+                    reply(scratch);
+                }
+            }
+        } else {
+            self.ingress(engine, now, segment.ip.whole, scratch);
+            if !scratch.frame().is_empty() {
+                reply(scratch);
+            }
+        }
+        self.follow(if segment.flags.has(TcpFlags::RST) { Cause::GuestReset } else { Cause::GuestSegment });
+    }
+
+    /// Sends at most one packet, left in `scratch`. False: there is none to send now.
+    pub(crate) fn emit(&mut self, engine: &mut Engine, now: Instant, scratch: &mut Scratch) -> bool {
+        scratch.len = 0;
+        if matches!(self.progress, Progress::Over { .. } | Progress::Reset | Progress::Aborted) {
+            return false;
+        }
+        let at = engine.stack_time(now);
+        let mut port = Port { incoming: None, out: scratch, mtu: engine.mtu };
+        engine.interface.poll_egress(at, &mut port, &mut self.sockets);
+        let sent = !scratch.frame().is_empty();
+        if sent {
+            self.note_sent(scratch);
+        }
+        self.follow(Cause::OwnTurn);
+        if !sent && self.socket().state() == tcp::State::TimeWait {
+            // Nothing left to send means that the guest's FIN is acknowledged.
+            self.progress = Progress::Over { rest: Some(self.last_sent) };
+        }
+        sent
+    }
+
+    /// When [`Flow::emit`] must be called though nothing happens.
+    pub(crate) fn deadline(&mut self, engine: &mut Engine, now: Instant) -> Option<Instant> {
+        match self.progress {
+            Progress::Opening | Progress::Open => {}
+            Progress::Over { .. } | Progress::Reset | Progress::Aborted => return None,
+        }
+        let at = engine.stack_time(now);
+        let due = engine.interface.poll_at(at, &self.sockets)?;
+        Some(engine.std_time(due)?.max(now + SOONEST))
+    }
+
+    /// What the owner has not heard of yet; told once.
+    pub(crate) fn news(&mut self) -> News {
+        let received = self.socket().recv_queue();
+        let readable = received > self.known;
+        self.known = received;
+        let writable = self.wants_room && self.send_capacity() > self.socket().send_capacity() / 4;
+        self.wants_room &= !writable;
+        let ended = match self.socket().state() {
+            tcp::State::CloseWait | tcp::State::LastAck | tcp::State::Closing | tcp::State::TimeWait => true,
+            tcp::State::Closed => matches!(self.progress, Progress::Over { .. }),
+            tcp::State::Listen
+            | tcp::State::SynSent
+            | tcp::State::SynReceived
+            | tcp::State::Established
+            | tcp::State::FinWait1
+            | tcp::State::FinWait2 => false,
+        };
+        let finished = ended && received == 0 && !self.end_told;
+        self.end_told |= finished;
+        News { readable, writable, finished }
+    }
+
+    /// Closed by both, and the owner has read everything: nobody needs it any more.
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self.progress, Progress::Over { .. }) && self.end_told
+    }
+
+    pub(crate) fn recv(&mut self, take: impl FnOnce(&[u8]) -> usize) -> usize {
+        if !self.socket().can_recv() {
+            return 0;
+        }
+        let taken = self.socket_mut().recv(|bytes| {
+            let taken = take(bytes).min(bytes.len());
+            (taken, taken)
+        });
+        self.known = self.socket().recv_queue();
+        taken.unwrap_or(0)
+    }
+
+    pub(crate) fn recv_queue(&self) -> usize {
+        self.socket().recv_queue()
+    }
+
+    pub(crate) fn send(&mut self, data: &[u8]) -> usize {
+        let sent = if self.close_when_open { 0 } else { self.socket_mut().send_slice(data).unwrap_or(0) };
+        self.wants_room |= sent < data.len();
+        sent
+    }
+
+    pub(crate) fn send_capacity(&self) -> usize {
+        let socket = self.socket();
+        if socket.may_send() && !self.close_when_open {
+            socket.send_capacity() - socket.send_queue()
+        } else {
+            0
+        }
+    }
+
+    /// No more data from us: FIN behind what was sent.
+    pub(crate) fn close(&mut self) {
+        self.wants_room = false;
+        if self.socket().state() == tcp::State::SynReceived {
+            self.close_when_open = true;
+        } else {
+            self.socket_mut().close();
+        }
+    }
+
+    /// RST with the next [`Flow::emit`].
+    pub(crate) fn abort(&mut self) {
+        self.socket_mut().abort();
+    }
+
+    fn socket(&self) -> &tcp::Socket<'static> {
+        self.sockets.get(self.handle)
+    }
+
+    fn socket_mut(&mut self) -> &mut tcp::Socket<'static> {
+        self.sockets.get_mut(self.handle)
+    }
+
+    fn ingress(&mut self, engine: &mut Engine, now: Instant, packet: &[u8], scratch: &mut Scratch) {
+        scratch.len = 0;
+        let at = engine.stack_time(now);
+        let mut port = Port { incoming: Some(packet), out: scratch, mtu: engine.mtu };
+        engine.interface.poll_ingress_single(at, &mut port, &mut self.sockets);
+        if !scratch.frame().is_empty() {
+            self.note_sent(scratch);
+        }
+    }
+
+    fn note_sent(&mut self, scratch: &Scratch) {
+        if let Some(sent) = behind(scratch.packet()) {
+            self.last_sent = sent;
+        }
+    }
+
+    /// Looks at what smoltcp made of it.
+    fn follow(&mut self, cause: Cause) {
+        let closed = match (self.progress, self.socket().state()) {
+            (Progress::Over { .. } | Progress::Reset | Progress::Aborted, _) => return,
+            (Progress::Opening, tcp::State::SynReceived) => return,
+            (Progress::Opening, tcp::State::Listen) => {
+                self.progress = Progress::Reset;
+                return;
+            }
+            (Progress::Opening | Progress::Open, tcp::State::Closed) => true,
+            (
+                Progress::Opening | Progress::Open,
+                tcp::State::Listen
+                | tcp::State::SynSent
+                | tcp::State::SynReceived
+                | tcp::State::Established
+                | tcp::State::FinWait1
+                | tcp::State::FinWait2
+                | tcp::State::CloseWait
+                | tcp::State::Closing
+                | tcp::State::LastAck
+                | tcp::State::TimeWait,
+            ) => false,
+        };
+        if closed {
+            // While it remembers the guest, its RST is still to go out.
+            if self.socket().remote_endpoint().is_none() {
+                self.progress = match cause {
+                    Cause::GuestReset => Progress::Reset,
+                    Cause::GuestSegment => Progress::Over { rest: None },
+                    Cause::OwnTurn => Progress::Aborted,
+                };
+            }
+        } else {
+            self.progress = Progress::Open;
+            if self.close_when_open {
+                self.close_when_open = false;
+                self.socket_mut().close();
+            }
+        }
+    }
+}
+
+/// What smoltcp has just been given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    GuestSegment,
+    GuestReset,
+    /// A chance to send.
+    OwnTurn,
+}
+
+/// The SYN of `segment` as an IPv4 packet without data: what is kept until the owner of the connection decided. `None`: smoltcp would not take
+/// it (its options are malformed).
+pub(crate) fn keep_syn(segment: &Segment<'_>) -> Option<Box<[u8]>> {
+    let mut packet = Vec::with_capacity(20 + segment.header.len());
+    put_ipv4(&mut packet, segment.ip.source, segment.ip.destination, PROTOCOL_TCP, segment.header.len());
+    packet.extend_from_slice(segment.header);
+    let view = TcpPacket::new_checked(segment.header).ok()?;
+    let (source, destination) = (IpAddress::Ipv4(segment.ip.source), IpAddress::Ipv4(segment.ip.destination));
+    TcpRepr::parse(&view, &source, &destination, &ChecksumCapabilities::ignored()).ok()?;
+    Some(packet.into())
+}
+
+/// The data of a segment, then its FIN alone. If the data was cut at the window's edge, the FIN stands beyond a gap, and is ignored until
+/// the guest sends it again.
+fn split_fin(segment: &Segment<'_>) -> [Vec<u8>; 2] {
+    let data_len = u32::try_from(segment.data.len()).unwrap_or(u32::MAX);
+    let data = rewritten(segment, segment.sequence, segment.flags.0 & !TcpFlags::FIN.0, segment.data);
+    let fin = rewritten(segment, segment.sequence.wrapping_add(data_len), segment.flags.0, &[]);
+    [data, fin]
+}
+
+/// A segment like `segment`, its TCP checksum not renewed: smoltcp does not look at it here.
+fn rewritten(segment: &Segment<'_>, sequence: u32, flags: u8, data: &[u8]) -> Vec<u8> {
+    let len = segment.header.len() + data.len();
+    let mut packet = Vec::with_capacity(20 + len);
+    put_ipv4(&mut packet, segment.ip.source, segment.ip.destination, PROTOCOL_TCP, len);
+    let tcp = packet.len();
+    packet.extend_from_slice(segment.header);
+    packet.extend_from_slice(data);
+    if let Some([_, _, _, _, q0, q1, q2, q3, _, _, _, _, _, control, ..]) = packet.get_mut(tcp..) {
+        [*q0, *q1, *q2, *q3] = sequence.to_be_bytes();
+        *control = flags;
+    }
+    packet
+}
+
+/// What follows a segment that smoltcp made: its IPv4 header has no options.
+fn behind(packet: &[u8]) -> Option<Rest> {
+    let (_, tcp) = packet.split_first_chunk::<20>()?;
+    let &[_, _, _, _, q0, q1, q2, q3, a0, a1, a2, a3, offset, flags, _, _, _, _, _, _] =
+        tcp.first_chunk::<TCP_HEADER>()?;
+    let flags = TcpFlags(flags);
+    let data = tcp.len().checked_sub(usize::from(offset >> 4) * 4)?;
+    let controls = usize::from(flags.has(TcpFlags::SYN)) + usize::from(flags.has(TcpFlags::FIN));
+    let len = u32::try_from(data + controls).ok()?;
+    Some(Rest {
+        next_send: u32::from_be_bytes([q0, q1, q2, q3]).wrapping_add(len),
+        next_receive: u32::from_be_bytes([a0, a1, a2, a3]),
+    })
+}
+
+fn to_stack_duration(duration: Duration) -> StackDuration {
+    StackDuration::from_micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// What smoltcp sees of the world for one call: at most one packet in, at most one out.
+struct Port<'a> {
+    incoming: Option<&'a [u8]>,
+    out: &'a mut Scratch,
+    mtu: u16,
+}
+
+struct Incoming<'a>(&'a [u8]);
+
+struct Outgoing<'a>(&'a mut Scratch);
+
+impl Device for Port<'_> {
+    type RxToken<'a>
+        = Incoming<'a>
+    where
+        Self: 'a;
+    type TxToken<'a>
+        = Outgoing<'a>
+    where
+        Self: 'a;
+
+    fn receive(&mut self, _: StackInstant) -> Option<(Incoming<'_>, Outgoing<'_>)> {
+        let packet = self.incoming.take()?;
+        Some((Incoming(packet), Outgoing(self.out)))
+    }
+
+    fn transmit(&mut self, _: StackInstant) -> Option<Outgoing<'_>> {
+        Some(Outgoing(self.out))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut checksum = ChecksumCapabilities::default();
+        // The edge has verified both.
+        checksum.ipv4 = Checksum::Tx;
+        checksum.tcp = Checksum::Tx;
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ip;
+        capabilities.max_transmission_unit = usize::from(self.mtu);
+        capabilities.checksum = checksum;
+        capabilities
+    }
+}
+
+impl RxToken for Incoming<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(self.0)
+    }
+}
+
+impl TxToken for Outgoing<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let scratch = self.0;
+        scratch.len = ETHERNET_HEADER + len;
+        match scratch.bytes.get_mut(ETHERNET_HEADER..ETHERNET_HEADER + len) {
+            Some(packet) => f(packet),
+            // No IPv4 packet is longer than the scratch, but the closure must have its room.
+            None => f(&mut vec![0; len]),
+        }
+    }
+}
