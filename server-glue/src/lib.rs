@@ -7,3 +7,12 @@ mod ethernet;
 mod flow;
 pub mod netstack;
 mod packet;
+
+mod guard;
+mod oracle;
+mod passage;
+pub mod proxy;
+mod registry;
+mod relay;
+mod standalone;
+pub mod stream;

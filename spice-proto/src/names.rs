@@ -144,6 +144,3 @@ const CHANNELS: &[&str] = &[
     "port",
     "webdav",
 ];
-
-#[cfg(test)]
-mod tests;

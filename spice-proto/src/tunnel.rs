@@ -565,4 +565,55 @@ const IP_INVALID: u16 = 0;
 const IP_V4: u16 = 1;
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    fn hex(text: &str) -> Vec<u8> {
+        let digits: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+        digits.chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+    }
+
+    /// Wire reference 6.4, bytes that the original marshaller produced.
+    #[test]
+    fn service_add_is_as_the_original_marshaller_wrote_it() {
+        let add = |kind, id, port, name, description| {
+            ClientMessage::ServiceAdd(ServiceAdd {
+                kind,
+                service: ServiceId(id),
+                group: GroupId(id),
+                port,
+                name,
+                description,
+            })
+        };
+        let cases = [
+            (
+                "0100 00000000 00000000 77020000 16000000 20000000 7072696e7465722d6100 6465736300",
+                add(ServiceKind::Generic, 0, 631, b"printer-a", b"desc"),
+            ),
+            (
+                "0200 00000000 00000000 77020000 1c000000 22000000 0100 c0a80709
+                 6c702d303100 6f6666696365207072696e74657200",
+                add(
+                    ServiceKind::Ipp(IpInfo::V4(Ipv4Addr::new(192, 168, 7, 9))),
+                    0,
+                    631,
+                    b"lp-01",
+                    b"office printer",
+                ),
+            ),
+            (
+                "0100 01000000 01000000 50000000 16000000 17000000 00 00",
+                add(ServiceKind::Generic, 1, 80, b"", b""),
+            ),
+        ];
+        for (bytes, message) in cases {
+            let bytes = hex(bytes);
+            assert_eq!(ClientMessage::parse(Layout::B, 101, &bytes), Ok(Some(message)));
+            let mut written = Vec::new();
+            message.write_body(Layout::B, &mut written);
+            assert_eq!(written, bytes);
+            assert_eq!(message.body_len(Layout::B), bytes.len());
+        }
+    }
+}

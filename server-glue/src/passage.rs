@@ -1,0 +1,308 @@
+//! Links that the stock server answers, from the link message to the data stage.
+
+use std::io;
+use std::time::Duration;
+
+use spice_proto::base::FIRST_OF_CHANNEL;
+use spice_proto::frame::{HeaderForm, Split, split};
+use spice_proto::handshake::ServerHandshake;
+use spice_proto::io::advance;
+use spice_proto::link::{
+    ChannelType, CommonCaps, HEADER_LEN, LinkError, LinkHeader, LinkMess, LinkReply, MECHANISM_SASL,
+    MECHANISM_TICKET, TICKET_LEN, Welcome,
+};
+use spice_proto::ticket::{Password, seal};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::proxy::{End, Judged, Link, Reply, Trusted, TunnelPolicy, channel_name, refuse, within};
+use crate::registry::MainSession;
+use crate::relay::{MainWatch, relay, relay_blindly};
+use crate::stream::{BoxStream, Upstream, farewell};
+
+/// DISPLAY_INIT, the message that must be a display channel's first.
+const DISPLAY_INIT: u16 = FIRST_OF_CHANNEL;
+/// Bytes of its body: cache id, cache size, dictionary id, window size.
+const DISPLAY_INIT_LEN: u32 = 1 + 8 + 1 + 4;
+
+/// Passes a link on as it comes. Its ticket is sealed for upstream, so that we never see it.
+pub(crate) async fn straight(
+    link: Link,
+    upstream: Upstream,
+    mut client: BoxStream,
+    raw: &[u8],
+    mess: &LinkMess,
+) -> Result<(), End> {
+    let deadlines = link.inner.config.limits.deadlines;
+    let (mut server, reply) = ask(&upstream, deadlines.step, raw).await?;
+    client.write_all(&reply.raw).await?;
+    let welcome = match reply.reply {
+        LinkReply::Refused(error) => {
+            farewell(client).await;
+            return Err(End::Refused(error));
+        }
+        LinkReply::Welcome(welcome) => welcome,
+    };
+    // The server goes by the client's bit alone (wire-reference 1.5).
+    let mut auth = Vec::new();
+    if mess.common().contains(CommonCaps::AUTH_SELECTION) {
+        let word = from_client::<4>(&mut client, deadlines.step, "the authentication mechanism").await?;
+        auth.extend_from_slice(&word);
+        let mechanism = u32::from_le_bytes(word);
+        if mechanism != MECHANISM_TICKET || welcome.has_no_key() {
+            server.write_all(&auth).await.map_err(End::Upstream)?;
+            return unseen(link, client, server, mess, &welcome, mechanism).await;
+        }
+    }
+    auth.extend_from_slice(&from_client::<TICKET_LEN>(&mut client, deadlines.step, "the ticket").await?);
+    link.pace().await?;
+    server.write_all(&auth).await.map_err(End::Upstream)?;
+    let result = from_server::<4>(&mut server, deadlines.step).await?;
+    let refused = LinkError::from_code(u32::from_le_bytes(result));
+    if let Some(error) = refused {
+        if error == LinkError::PermissionDenied {
+            link.wrong();
+        }
+        client.write_all(&result).await?;
+        // What follows a refusal is the end, or the rest of a second reply.
+        let mut rest = Vec::new();
+        let _ = timeout(Duration::from_secs(1), (&mut server).take(4096).read_to_end(&mut rest)).await;
+        client.write_all(&rest).await?;
+        farewell(client).await;
+        return Err(End::Refused(error));
+    }
+    let main = watch(&link, mess);
+    client.write_all(&result).await?;
+    run(link.authenticated(), client, server, &welcome, mess, main).await
+}
+
+/// Links a display without letting the server know more than that somebody wants to, until the client has sent its whole
+/// DISPLAY_INIT. Server and client are linked one after the other, each with its own key.
+pub(crate) async fn display(
+    link: Link,
+    upstream: Upstream,
+    mut client: BoxStream,
+    mut machine: ServerHandshake,
+    mess: &LinkMess,
+) -> Result<(), End> {
+    let deadlines = link.inner.config.limits.deadlines;
+    let (mut server, reply) = ask(&upstream, deadlines.step, machine.raw()).await?;
+    let welcome = match reply.reply {
+        LinkReply::Refused(error) => {
+            client.write_all(&reply.raw).await?;
+            farewell(client).await;
+            return Err(End::Refused(error));
+        }
+        LinkReply::Welcome(welcome) => welcome,
+    };
+    if welcome.has_no_key() {
+        client.write_all(&reply.raw).await?;
+        return unseen(link, client, server, mess, &welcome, MECHANISM_SASL).await;
+    }
+    let caps = (welcome.common_caps.clone(), welcome.channel_caps.clone());
+    let password = match link.judge(&mut client, &mut machine, caps).await? {
+        Judged::Right(password) => password,
+        Judged::Refuse(error) => return refuse(client, machine, error).await,
+        Judged::Sasl => {
+            server.write_all(&MECHANISM_SASL.to_le_bytes()).await.map_err(End::Upstream)?;
+            return unseen(link, client, server, mess, &welcome, MECHANISM_SASL).await;
+        }
+    };
+    let Some(session) = link.inner.registry.find(mess.session_id) else {
+        return refuse(client, machine, LinkError::BadConnectionId).await;
+    };
+    let Ok(silence) = std::sync::Arc::clone(&link.inner.silent_displays).try_acquire_owned() else {
+        tracing::warn!(peer = %link.peer, "too many display links that say nothing");
+        return refuse(client, machine, LinkError::ChannelNotAvailable).await;
+    };
+    machine.permit()?;
+    advance(&mut client, &mut machine).await?;
+    let linked = machine.finish()?;
+    let link = link.authenticated();
+    let first = first_message(&mut client, &mut server, linked.header, &session).await?;
+    drop(silence);
+    let mut auth = Vec::new();
+    if mess.common().contains(CommonCaps::AUTH_SELECTION) {
+        auth.extend_from_slice(&MECHANISM_TICKET.to_le_bytes());
+    }
+    auth.extend_from_slice(&reseal(&welcome, &password)?);
+    // In one write, so that even our own sudden death leaves no display link without its first message.
+    auth.extend_from_slice(&first);
+    server.write_all(&auth).await.map_err(End::Upstream)?;
+    let result = from_server::<4>(&mut server, deadlines.step).await?;
+    match LinkError::from_code(u32::from_le_bytes(result)) {
+        // The client was told otherwise; all that is left is to close, as when a session ends right after the link.
+        Some(error) => Err(End::Refused(error)),
+        None => run(link, client, server, &welcome, mess, None).await,
+    }
+}
+
+/// Data stage of a link that both ends agreed on.
+async fn run(
+    link: Trusted,
+    client: BoxStream,
+    server: BoxStream,
+    welcome: &Welcome,
+    mess: &LinkMess,
+    main: Option<MainWatch>,
+) -> Result<(), End> {
+    let peer = link.peer.name.clone();
+    let channel = channel_name(mess.channel_type);
+    tracing::info!(peer, channel, id = mess.channel_id, session = mess.session_id, "linked");
+    let both = mess.common() & welcome.common();
+    let header = if both.contains(CommonCaps::MINI_HEADER) { HeaderForm::Mini } else { HeaderForm::Full };
+    let outcome = relay(client, server, header, main, &peer).await;
+    match outcome {
+        Ok(()) => tracing::info!(peer, channel, "link closed"),
+        Err(error) => tracing::info!(peer, channel, %error, "link broke"),
+    }
+    Ok(())
+}
+
+/// Passes on what cannot be read along.
+async fn unseen(
+    link: Link,
+    client: BoxStream,
+    server: BoxStream,
+    mess: &LinkMess,
+    welcome: &Welcome,
+    mechanism: u32,
+) -> Result<(), End> {
+    let channel = channel_name(mess.channel_type);
+    tracing::info!(peer = %link.peer, channel, mechanism, "passes unseen, without a tunnel: no ticket");
+    let peer = link.peer.clone();
+    let offered = welcome.has_no_key() || welcome.common().contains(CommonCaps::AUTH_SASL);
+    let mut relaying = Box::pin(relay_blindly(client, server));
+    let outcome = if offered {
+        // We cannot see whether it is authenticated. Give it the time that anyone has, then count it as if it were.
+        match timeout(link.inner.config.limits.deadlines.total, &mut relaying).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let _trusted = link.authenticated();
+                relaying.await
+            }
+        }
+    } else {
+        // Nobody offered it, so that it stays among the strangers.
+        relaying.await
+    };
+    if let Err(error) = outcome {
+        tracing::info!(%peer, channel, %error, "link broke");
+    }
+    Ok(())
+}
+
+/// Main's session, from now on for a migration target, else once INIT comes.
+fn watch(link: &Link, mess: &LinkMess) -> Option<MainWatch> {
+    if ChannelType(mess.channel_type) != ChannelType::MAIN {
+        return None;
+    }
+    let session = MainSession::new(link.inner.registry.clone());
+    if mess.session_id != 0 {
+        // Accepted unchecked by libspice-server, which then sends no INIT (wire-reference 4).
+        session.begin(mess.session_id);
+        tracing::info!(peer = %link.peer, session = mess.session_id, "session begins, as a migration's target");
+    }
+    let announce = link.inner.config.tunnel != TunnelPolicy::Disabled;
+    Some(MainWatch { session, announce, peer: link.peer.name.clone() })
+}
+
+/// Connects upstream, asks, and reads the link reply.
+async fn ask(upstream: &Upstream, limit: Duration, raw: &[u8]) -> Result<(BoxStream, Reply), End> {
+    let unreachable = |error| End::Unreachable { upstream: upstream.clone(), error };
+    let mut server = upstream.connect(limit).await.map_err(unreachable)?;
+    server.write_all(raw).await.map_err(End::Upstream)?;
+    let reply = within(limit, "the Spice server's link reply", async {
+        let mut head = [0; HEADER_LEN];
+        match server.read_exact(&mut head).await {
+            Ok(_) => {}
+            Err(error) if closed(&error) => return Err(End::NoChannel),
+            Err(error) => return Err(End::Upstream(error)),
+        }
+        let header = LinkHeader::parse_from_server(&head).map_err(End::BadUpstream)?;
+        let mut body = vec![0; header.size as usize];
+        server.read_exact(&mut body).await.map_err(End::Upstream)?;
+        let reply = LinkReply::parse(&body).map_err(End::BadUpstream)?;
+        Ok(Reply { raw: [&head, body.as_slice()].concat(), reply })
+    })
+    .await?;
+    Ok((server, reply))
+}
+
+/// QEMU closes with our capability words unread, hence perhaps by a reset.
+fn closed(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+}
+
+/// The client's whole DISPLAY_INIT. For as long as it likes, unless its session or upstream ends.
+async fn first_message(
+    client: &mut BoxStream,
+    server: &mut BoxStream,
+    header: HeaderForm,
+    session: &CancellationToken,
+) -> Result<Vec<u8>, End> {
+    let mut got = Vec::new();
+    let wanted = header.len() + DISPLAY_INIT_LEN as usize;
+    let mut early = [0; 1];
+    loop {
+        let mut piece = [0; 64];
+        let room = piece.get_mut(..wanted.saturating_sub(got.len())).unwrap_or_default();
+        let n = tokio::select! {
+            n = client.read(room) => n?,
+            _ = server.read(&mut early) => return Err(End::Over("the Spice server closed a display link that had said nothing yet")),
+            () = session.cancelled() => return Err(End::Over("the session ended before the display link said anything")),
+        };
+        if n == 0 {
+            return Err(End::Over(
+                "the client closed its display link before saying anything; kept from QEMU",
+            ));
+        }
+        got.extend_from_slice(piece.get(..n).unwrap_or_default());
+        match split(header, u32::MAX, &got) {
+            Ok(Split::Frame { frame, consumed }) => {
+                let size = u32::try_from(frame.body.len()).unwrap_or(u32::MAX);
+                if frame.kind == DISPLAY_INIT && size == DISPLAY_INIT_LEN && consumed == got.len() {
+                    return Ok(got);
+                }
+                return Err(End::NotInit { kind: frame.kind, size });
+            }
+            Ok(Split::Incomplete { needed }) if needed > wanted => {
+                let size = u32::try_from(needed - header.len()).unwrap_or(u32::MAX);
+                return Err(End::NotInit { kind: kind_of(header, &got), size });
+            }
+            Ok(Split::Incomplete { .. }) => {}
+            Err(_) => return Err(End::NotInit { kind: kind_of(header, &got), size: u32::MAX }),
+        }
+    }
+}
+
+/// The type in a header that is there.
+fn kind_of(header: HeaderForm, bytes: &[u8]) -> u16 {
+    let at = match header {
+        HeaderForm::Full => 8,
+        HeaderForm::Mini => 0,
+    };
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).copied().map(u16::from_le_bytes).unwrap_or_default()
+}
+
+fn reseal(welcome: &Welcome, password: &Password) -> Result<[u8; TICKET_LEN], End> {
+    seal(&welcome.public_key, password).map_err(|error| End::Client(error.into()))
+}
+
+async fn from_client<const N: usize>(
+    client: &mut BoxStream,
+    limit: Duration,
+    what: &'static str,
+) -> Result<[u8; N], End> {
+    let mut bytes = [0; N];
+    within(limit, what, async { client.read_exact(&mut bytes).await.map(drop).map_err(End::Io) }).await?;
+    Ok(bytes)
+}
+
+async fn from_server<const N: usize>(server: &mut BoxStream, limit: Duration) -> Result<[u8; N], End> {
+    let mut bytes = [0; N];
+    let reading = async { server.read_exact(&mut bytes).await.map(drop).map_err(End::Upstream) };
+    within(limit, "the Spice server's link result", reading).await?;
+    Ok(bytes)
+}

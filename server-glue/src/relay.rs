@@ -1,0 +1,275 @@
+//! A linked channel between a client and the stock server: bytes pass as they came, with three exceptions.
+//!
+//! * The client's MIGRATE_FLUSH_MARK passes only if the server asked for one on this link by a MIGRATE with NEED_FLUSH, once
+//!   for each. An unprompted one aborts QEMU (wire-reference 2.4).
+//! * On main, the list that answers ATTACH_CHANNELS gets the tunnel's entry at its end.
+//! * On main, the server's INIT is read for the session id.
+//!
+//! Messages are followed by their headers alone; no body is kept but those of the few messages named here, and these are
+//! short. Each direction half-closes by itself.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use spice_proto::base::{BaseServerMessage, MIGRATE, MIGRATE_FLUSH_MARK, MigrateFlags};
+use spice_proto::frame::{FrameSkimmer, Header, HeaderForm, Skimmed};
+use spice_proto::link::ChannelType;
+use spice_proto::main_channel::{
+    ATTACH_CHANNELS, CHANNELS_LIST, ChannelEntry, INIT, MainServerMessage, add_channel,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
+
+use crate::registry::MainSession;
+use crate::stream::BoxStream;
+
+/// Bytes of one read. The server's side carries pictures.
+const FROM_SERVER: usize = 64 * 1024;
+/// Bytes of one read from the client.
+const FROM_CLIENT: usize = 16 * 1024;
+
+/// Longest body that is kept to be read whole. A list of this size has 2000 channels.
+const MOST_HELD: u32 = 4096;
+
+/// How long one direction may go on once the other has ended. No Spice peer lives on half-closed.
+const HALF_CLOSED: Duration = Duration::from_secs(60);
+
+/// What the two directions of one link tell each other.
+#[derive(Debug, Default)]
+struct Between {
+    /// A MIGRATE with NEED_FLUSH passed, and its mark has not.
+    flush_due: AtomicBool,
+    /// ATTACH_CHANNELS that no list has answered yet.
+    attaches: AtomicU32,
+}
+
+/// How a main link is read along.
+#[derive(Clone, Debug)]
+pub(crate) struct MainWatch {
+    /// What INIT is told to.
+    pub(crate) session: MainSession,
+    /// Whether lists get the tunnel's entry.
+    pub(crate) announce: bool,
+    /// For logs.
+    pub(crate) peer: String,
+}
+
+/// Runs a link in its data stage until both directions have ended, or one failed.
+pub(crate) async fn relay(
+    client: BoxStream,
+    server: BoxStream,
+    header: HeaderForm,
+    main: Option<MainWatch>,
+    peer: &str,
+) -> io::Result<()> {
+    let between = Arc::new(Between::default());
+    let mut up = ToServer::new(header, main.is_some(), Arc::clone(&between));
+    let mut down = ToClient::new(header, between, main.clone());
+    let (client_reads, client_writes) = tokio::io::split(client);
+    let (server_reads, server_writes) = tokio::io::split(server);
+    let up = pump(client_reads, server_writes, FROM_CLIENT, |chunk, out| {
+        let dropped = up.filter(chunk, out);
+        if dropped > 0 {
+            tracing::warn!(
+                peer,
+                dropped,
+                "client sent a flush mark that nobody asked for, which would have killed QEMU; dropped"
+            );
+        }
+    });
+    let down = pump(server_reads, client_writes, FROM_SERVER, |chunk, out| down.filter(chunk, out));
+    both(up, down, || {
+        if let Some(main) = main {
+            main.session.end();
+        }
+    })
+    .await
+}
+
+/// Runs a link that cannot be read along, as with SASL: everything passes.
+pub(crate) async fn relay_blindly(client: BoxStream, server: BoxStream) -> io::Result<()> {
+    let (client_reads, client_writes) = tokio::io::split(client);
+    let (server_reads, server_writes) = tokio::io::split(server);
+    let up = pump(client_reads, server_writes, FROM_CLIENT, |chunk, out| out.extend_from_slice(chunk));
+    let down = pump(server_reads, client_writes, FROM_SERVER, |chunk, out| out.extend_from_slice(chunk));
+    both(up, down, || ()).await
+}
+
+/// Both directions, of which the second one to end has [`HALF_CLOSED`].
+async fn both(
+    up: impl Future<Output = io::Result<()>>,
+    down: impl Future<Output = io::Result<()>>,
+    at_first_end: impl FnOnce(),
+) -> io::Result<()> {
+    let mut up = Box::pin(up);
+    let mut down = Box::pin(down);
+    let rest = tokio::select! {
+        ended = &mut up => {
+            at_first_end();
+            ended?;
+            timeout(HALF_CLOSED, &mut down).await
+        }
+        ended = &mut down => {
+            at_first_end();
+            ended?;
+            timeout(HALF_CLOSED, &mut up).await
+        }
+    };
+    rest.unwrap_or(Ok(()))
+}
+
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    size: usize,
+    mut filter: impl FnMut(&[u8], &mut Vec<u8>),
+) -> io::Result<()> {
+    let mut buffer = vec![0; size];
+    let mut out = Vec::with_capacity(size);
+    loop {
+        let n = from.read(&mut buffer).await?;
+        if n == 0 {
+            return to.shutdown().await;
+        }
+        out.clear();
+        filter(buffer.get(..n).unwrap_or(&[]), &mut out);
+        to.write_all(&out).await?;
+        to.flush().await?;
+    }
+}
+
+/// The client's direction.
+#[derive(Debug)]
+struct ToServer {
+    skimmer: FrameSkimmer,
+    is_main: bool,
+    between: Arc<Between>,
+    /// Within the body of a message that does not pass.
+    dropping: bool,
+}
+
+impl ToServer {
+    fn new(header: HeaderForm, is_main: bool, between: Arc<Between>) -> Self {
+        Self { skimmer: FrameSkimmer::new(header), is_main, between, dropping: false }
+    }
+
+    /// Appends what may pass; returns how many messages did not.
+    fn filter(&mut self, mut chunk: &[u8], out: &mut Vec<u8>) -> usize {
+        let mut dropped = 0;
+        while let Some(piece) = self.skimmer.next(&mut chunk) {
+            match piece {
+                Skimmed::Header { header, .. } => {
+                    if header.kind == MIGRATE_FLUSH_MARK
+                        && !self.between.flush_due.swap(false, Ordering::Relaxed)
+                    {
+                        dropped += 1;
+                        self.dropping = header.size != 0;
+                        continue;
+                    }
+                    if self.is_main && header.kind == ATTACH_CHANNELS {
+                        self.between.attaches.fetch_add(1, Ordering::Relaxed);
+                    }
+                    header.write(out);
+                }
+                Skimmed::Body { bytes, last } => {
+                    if !self.dropping {
+                        out.extend_from_slice(bytes);
+                    }
+                    self.dropping &= !last;
+                }
+            }
+        }
+        dropped
+    }
+}
+
+/// The server's direction.
+#[derive(Debug)]
+struct ToClient {
+    skimmer: FrameSkimmer,
+    between: Arc<Between>,
+    main: Option<MainWatch>,
+    /// A message that is read whole before it passes.
+    held: Option<(Header, Vec<u8>)>,
+}
+
+impl ToClient {
+    fn new(header: HeaderForm, between: Arc<Between>, main: Option<MainWatch>) -> Self {
+        Self { skimmer: FrameSkimmer::new(header), between, main, held: None }
+    }
+
+    fn filter(&mut self, mut chunk: &[u8], out: &mut Vec<u8>) {
+        while let Some(piece) = self.skimmer.next(&mut chunk) {
+            match piece {
+                Skimmed::Header { header, .. } if header.size != 0 && self.interesting(&header) => {
+                    self.held = Some((header, Vec::new()));
+                }
+                Skimmed::Header { header, .. } => header.write(out),
+                Skimmed::Body { bytes, last } => match self.held.take() {
+                    None => out.extend_from_slice(bytes),
+                    Some((header, mut body)) => {
+                        body.extend_from_slice(bytes);
+                        if last {
+                            self.pass(header, &body, out);
+                        } else {
+                            self.held = Some((header, body));
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    fn interesting(&self, header: &Header) -> bool {
+        header.size <= MOST_HELD
+            && (header.kind == MIGRATE
+                || self.main.is_some() && (header.kind == INIT || header.kind == CHANNELS_LIST))
+    }
+
+    /// Reads a whole message, and appends it, perhaps changed.
+    fn pass(&mut self, mut header: Header, body: &[u8], out: &mut Vec<u8>) {
+        if header.kind == MIGRATE {
+            if let Ok(Some(BaseServerMessage::Migrate { flags })) =
+                BaseServerMessage::parse(header.kind, body)
+            {
+                self.between.flush_due.store(flags.contains(MigrateFlags::NEED_FLUSH), Ordering::Relaxed);
+            }
+        } else if header.kind == INIT {
+            self.begin(body);
+        } else if let Some(list) = self.announced(&header, body) {
+            // The same message with a larger body: neither serials nor counts change.
+            header.size = u32::try_from(list.len()).unwrap_or(header.size);
+            header.write(out);
+            out.extend_from_slice(&list);
+            return;
+        }
+        header.write(out);
+        out.extend_from_slice(body);
+    }
+
+    fn begin(&mut self, body: &[u8]) {
+        let (Some(main), Ok(Some(MainServerMessage::Init(init)))) =
+            (&self.main, MainServerMessage::parse(INIT, body))
+        else {
+            return;
+        };
+        if main.session.begin(init.session_id) {
+            tracing::info!(peer = main.peer, session = init.session_id, "session begins");
+        }
+    }
+
+    /// The list with the tunnel in it, if this is the answer to an ATTACH_CHANNELS.
+    fn announced(&self, header: &Header, body: &[u8]) -> Option<Vec<u8>> {
+        let announce = self.main.as_ref().is_some_and(|main| main.announce);
+        // A list with sub-messages behind it has no room at its end.
+        if !announce || header.sub_list != 0 {
+            return None;
+        }
+        let attaches = &self.between.attaches;
+        attaches.try_update(Ordering::Relaxed, Ordering::Relaxed, |due| due.checked_sub(1)).ok()?;
+        let entry = ChannelEntry { channel_type: ChannelType::TUNNEL.0, channel_id: 0 };
+        add_channel(body, entry).ok().map(std::borrow::Cow::into_owned)
+    }
+}
