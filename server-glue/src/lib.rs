@@ -6,6 +6,7 @@ mod dhcp;
 mod ethernet;
 mod flow;
 pub mod netstack;
+pub mod nic;
 mod packet;
 
 mod guard;
