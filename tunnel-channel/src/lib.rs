@@ -17,6 +17,7 @@
 //! | what is the owner told, and what can go wrong | `event` |
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
+#![cfg_attr(test, allow(clippy::wildcard_enum_match_arm))]
 
 mod channel;
 mod config;
@@ -25,6 +26,13 @@ mod event;
 mod inbound;
 mod liveness;
 mod outgoing;
+#[cfg(any(test, feature = "test-pair"))]
+#[expect(
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test tool: what does not hold must panic, and its numbers are small"
+)]
+pub mod pair;
 mod service;
 mod socket;
 mod table;

@@ -1,3 +1,5 @@
+mod sequences;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
