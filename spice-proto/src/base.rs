@@ -439,3 +439,6 @@ const CLIENT_MIGRATE_DATA: u16 = 5;
 const CLIENT_DISCONNECTING: u16 = 6;
 
 const MAX_WAITS: usize = 255;
+
+#[cfg(test)]
+mod tests;

@@ -337,3 +337,6 @@ fn at(body: &[u8], offset: u32) -> Option<(&[u8], usize)> {
 const WHAT: &str = "list of sub-messages";
 const FULL_LEN: usize = 18;
 const MINI_LEN: usize = 6;
+
+#[cfg(test)]
+mod tests;

@@ -28,5 +28,7 @@ pub mod link;
 pub mod main_channel;
 pub mod names;
 mod parse;
+#[cfg(test)]
+mod testing;
 pub mod ticket;
 pub mod tunnel;

@@ -654,3 +654,6 @@ const LIST_NAME: &str = "channels_list";
 
 /// Fixed part of a message with a target: two ports, two sizes, two offsets.
 const TARGET_LEN: usize = 2 * U16 + 4 * U32;
+
+#[cfg(test)]
+mod tests;

@@ -144,3 +144,6 @@ const CHANNELS: &[&str] = &[
     "port",
     "webdav",
 ];
+
+#[cfg(test)]
+mod tests;

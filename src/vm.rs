@@ -1,0 +1,581 @@
+//! A real virtual machine: stock QEMU with a Spice display, Debian's kernel, and busybox for all the rest.
+//!
+//! The demo shows it and the tests are made of it. QEMU is started the way a user would start it, so that what
+//! works here works there. The guest boots within seconds even without KVM, brings its extra network card up by
+//! DHCP, and runs shell commands that come over a serial port.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use spice_tunnel::vm::{NicRole, Vm};
+//! use std::time::Duration;
+//!
+//! let vm = Vm::builder().ticket("secret").nic("/run/nic.sock", NicRole::Listens).start().await?;
+//! vm.booted(Duration::from_secs(60)).await?;
+//! let answer = vm.run("ip address show eth0", Duration::from_secs(10)).await?;
+//! assert_eq!(answer.status, 0);
+//! # Ok(()) }
+//! ```
+
+mod host;
+mod initramfs;
+mod qmp;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use openssl::base64;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::process::{Child, Command};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, timeout};
+
+pub use host::{Host, Missing};
+pub use initramfs::Initramfs;
+use qmp::Qmp;
+
+/// The guest's first program: see the comment in it for the protocol of the serial port.
+const INIT: &str = include_str!("vm/init.sh");
+const LEASE_SCRIPT: &str = include_str!("vm/lease.sh");
+/// How long QEMU may take to open its connections to us.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+/// Lines of the guest's console and of QEMU's complaints that are kept for error messages.
+const KEPT_LINES: usize = 60;
+
+/// What goes wrong with a virtual machine.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A part of it is not installed.
+    #[error(transparent)]
+    Missing(#[from] Missing),
+    /// A file, a socket or a program of the host.
+    #[error("{what}: {error}")]
+    Host {
+        /// What was tried.
+        what: String,
+        /// What came of it.
+        error: io::Error,
+    },
+    /// QEMU ended by itself.
+    #[error("qemu ended ({status}){}", tail(log))]
+    Ended {
+        /// How it ended.
+        status: String,
+        /// The last lines of the console and of what it complained.
+        log: Vec<String>,
+    },
+    /// Something did not come in time.
+    #[error("waited {after:?} in vain for {what}{}", tail(log))]
+    Deadline {
+        /// What was awaited.
+        what: String,
+        /// How long.
+        after: Duration,
+        /// The last lines of the console and of what QEMU complained.
+        log: Vec<String>,
+    },
+    /// QEMU's control socket answered with an error.
+    #[error("qemu refuses {command}: {reason}")]
+    Refused {
+        /// The command.
+        command: String,
+        /// QEMU's words.
+        reason: String,
+    },
+}
+
+fn tail(log: &[String]) -> String {
+    if log.is_empty() {
+        return String::new();
+    }
+    format!("; the last it said:\n  {}", log.join("\n  "))
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    let what = what.into();
+    move |error| Error::Host { what, error }
+}
+
+/// Which side of the card's Unix socket QEMU is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NicRole {
+    /// QEMU listens (`server=on`); the other side connects, as often as it likes. Survives any restart.
+    Listens,
+    /// QEMU connects (`server=off`) to whoever listens. Before QEMU 8 it tries once.
+    Connects,
+}
+
+/// Where QEMU's Spice server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SpiceAddress {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for SpiceAddress {
+    /// As `serve --upstream` takes it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            SpiceAddress::Tcp(address) => write!(f, "{address}"),
+            SpiceAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// What kind of machine is to be started. Can be kept and started again.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    ticket: Option<String>,
+    spice: Option<SpiceAddress>,
+    nic: Option<(PathBuf, NicRole)>,
+    memory_mib: u32,
+    init: String,
+    extra: Vec<String>,
+}
+
+impl Builder {
+    /// The Spice password. Without one, ticketing is off.
+    #[must_use]
+    pub fn ticket(mut self, ticket: impl Into<String>) -> Self {
+        self.ticket = Some(ticket.into());
+        self
+    }
+
+    /// Where the Spice server listens. Without it: on a Unix socket in the machine's own directory.
+    #[must_use]
+    pub fn spice(mut self, address: SpiceAddress) -> Self {
+        self.spice = Some(address);
+        self
+    }
+
+    /// A network card with its cable at a Unix socket.
+    #[must_use]
+    pub fn nic(mut self, path: impl Into<PathBuf>, role: NicRole) -> Self {
+        self.nic = Some((path.into(), role));
+        self
+    }
+
+    /// Memory in MiB.
+    #[must_use]
+    pub fn memory(mut self, mib: u32) -> Self {
+        self.memory_mib = mib;
+        self
+    }
+
+    /// Another first program, a shell script for busybox, instead of the one that obeys [`Vm::run`].
+    #[must_use]
+    pub fn init(mut self, script: impl Into<String>) -> Self {
+        self.init = script.into();
+        self
+    }
+
+    /// One more argument for QEMU.
+    #[must_use]
+    pub fn argument(mut self, argument: impl Into<String>) -> Self {
+        self.extra.push(argument.into());
+        self
+    }
+
+    /// Starts QEMU. It runs when this returns; the guest is booting ([`Vm::booted`]).
+    ///
+    /// # Errors
+    /// What is missing on this machine, or QEMU's own complaint.
+    pub async fn start(&self) -> Result<Vm, Error> {
+        let host = Host::find()?;
+        let directory = tempfile::Builder::new()
+            .prefix("spice-tunnel-vm-")
+            .tempdir()
+            .map_err(failed("a directory for the virtual machine"))?;
+        let initrd = directory.path().join("initrd");
+        let archive = self.initramfs(&host)?;
+        std::fs::write(&initrd, archive).map_err(failed(initrd.display().to_string()))?;
+        let listen = |name: &str| {
+            let path = directory.path().join(name);
+            UnixListener::bind(&path).map_err(failed(path.display().to_string()))
+        };
+        let (console, command, control) = (listen("console")?, listen("command")?, listen("control")?);
+        let spice = self.spice.clone().unwrap_or_else(|| SpiceAddress::Unix(directory.path().join("spice")));
+        let mut child = Command::new(&host.qemu)
+            .args(self.arguments(&host, directory.path(), &spice))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(failed(host.qemu.display().to_string()))?;
+        let log = Log::default();
+        if let Some(complaints) = child.stderr.take() {
+            tokio::spawn(log.clone().keep("qemu", complaints));
+        }
+        let accept = async {
+            let (console, _) = console.accept().await?;
+            let (command, _) = command.accept().await?;
+            let (control, _) = control.accept().await?;
+            Ok::<_, io::Error>((console, command, control))
+        };
+        let (console, command, control) = tokio::select! {
+            accepted = timeout(START_DEADLINE, accept) => match accepted {
+                Ok(accepted) => accepted.map_err(failed("qemu's serial ports"))?,
+                Err(_) => return Err(log.deadline("qemu to open its serial ports", START_DEADLINE)),
+            },
+            status = child.wait() => return Err(log.ended(status).await),
+        };
+        tokio::spawn(log.clone().keep("guest", console));
+        let qmp = match timeout(START_DEADLINE, Qmp::new(control)).await {
+            Ok(qmp) => qmp?,
+            Err(_) => return Err(log.deadline("qemu's control socket", START_DEADLINE)),
+        };
+        let (command, answers) = Commands::new(command);
+        tokio::spawn(answers);
+        Ok(Vm {
+            child: tokio::sync::Mutex::new(child),
+            qmp: tokio::sync::Mutex::new(qmp),
+            command,
+            log,
+            spice,
+            _directory: directory,
+        })
+    }
+
+    fn initramfs(&self, host: &Host) -> Result<Vec<u8>, Error> {
+        let read = |path: &Path| std::fs::read(path).map_err(failed(path.display().to_string()));
+        let mut archive = Initramfs::new();
+        for directory in ["bin", "dev", "etc", "modules"] {
+            archive.directory(directory);
+        }
+        archive.device("dev/console", 5, 1);
+        archive.file("bin/busybox", &read(&host.busybox)?);
+        archive.file("init", self.init.as_bytes());
+        archive.file("etc/lease", LEASE_SCRIPT.as_bytes());
+        let mut order = String::new();
+        for module in &host.modules {
+            let name = host::module_name(module);
+            let content = host.read_module(module).map_err(failed(module.display().to_string()))?;
+            archive.file(&format!("modules/{name}.ko"), &content);
+            order.push_str(&format!("{name}.ko\n"));
+        }
+        archive.file("modules/order", order.as_bytes());
+        Ok(archive.finish())
+    }
+
+    fn arguments(&self, host: &Host, directory: &Path, spice: &SpiceAddress) -> Vec<String> {
+        let in_directory = |name: &str| escape(&directory.join(name));
+        let mut spice_option = match spice {
+            SpiceAddress::Tcp(address) => format!("addr={},port={}", address.ip(), address.port()),
+            SpiceAddress::Unix(path) => format!("unix=on,addr={}", escape(path)),
+        };
+        let mut arguments: Vec<String> = Vec::new();
+        let mut add = |option: &str, value: String| {
+            arguments.push(option.to_owned());
+            arguments.push(value);
+        };
+        add("-machine", "pc,accel=tcg".to_owned());
+        add("-m", format!("{}M", self.memory_mib));
+        add("-kernel", host.kernel.display().to_string());
+        add("-initrd", directory.join("initrd").display().to_string());
+        add("-append", "console=tty0 console=ttyS0 loglevel=4 panic=-1 mitigations=off".to_owned());
+        add("-display", "none".to_owned());
+        add("-device", "qxl-vga".to_owned());
+        for (name, option) in [("console", "-serial"), ("command", "-serial"), ("control", "-mon")] {
+            add("-chardev", format!("socket,id={name},path={}", in_directory(name)));
+            let value =
+                if option == "-mon" { "chardev=control,mode=control" } else { &format!("chardev:{name}") };
+            add(option, value.to_owned());
+        }
+        match &self.ticket {
+            Some(ticket) => {
+                let ticket = ticket.replace(',', ",,");
+                add("-object", format!("secret,id=ticket,data={ticket}"));
+                spice_option.push_str(",password-secret=ticket");
+            }
+            None => spice_option.push_str(",disable-ticketing=on"),
+        }
+        add("-spice", spice_option);
+        if let Some((path, role)) = &self.nic {
+            let server = match role {
+                NicRole::Listens => "on",
+                NicRole::Connects => "off",
+            };
+            let path = escape(path);
+            add("-netdev", format!("stream,id=tunnel,addr.type=unix,addr.path={path},server={server}"));
+            add("-device", "virtio-net-pci,netdev=tunnel,romfile=".to_owned());
+        }
+        arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
+        arguments.extend(self.extra.iter().cloned());
+        arguments
+    }
+}
+
+/// A path within one of QEMU's comma-separated options.
+fn escape(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+/// What a command in the guest came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Its exit status.
+    pub status: i32,
+    /// What it wrote to standard output and standard error.
+    pub output: String,
+}
+
+/// A running virtual machine. Dropping it kills QEMU and removes its directory.
+#[derive(Debug)]
+pub struct Vm {
+    child: tokio::sync::Mutex<Child>,
+    qmp: tokio::sync::Mutex<Qmp>,
+    command: Commands,
+    log: Log,
+    spice: SpiceAddress,
+    _directory: TempDir,
+}
+
+impl Vm {
+    /// A machine with 256 MiB, no ticket and no network card.
+    pub fn builder() -> Builder {
+        Builder {
+            ticket: None,
+            spice: None,
+            nic: None,
+            memory_mib: 256,
+            init: INIT.to_owned(),
+            extra: Vec::new(),
+        }
+    }
+
+    /// Where its Spice server listens.
+    pub fn spice(&self) -> &SpiceAddress {
+        &self.spice
+    }
+
+    /// Waits until the guest is up and runs commands. Its network card may still be without an address. Cancel safe.
+    ///
+    /// # Errors
+    /// It takes longer than `within`, or QEMU ends; both come with the last lines of the guest's console.
+    pub async fn booted(&self, within: Duration) -> Result<(), Error> {
+        let mut ready = self.command.ready.clone();
+        let booted = async { ready.wait_for(|ready| *ready).await.is_ok() };
+        match timeout(within, booted).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.ended().await),
+            Err(_) => Err(self.log.deadline("the guest to boot", within)),
+        }
+    }
+
+    /// Runs a command in a shell of the guest and waits until it ends. Several may run beside each other.
+    ///
+    /// # Errors
+    /// No answer `within` the time, or QEMU ended. A command that fails is no error: see [`Answer::status`].
+    pub async fn run(&self, command: &str, within: Duration) -> Result<Answer, Error> {
+        let what = || format!("the guest to run {command:?}");
+        let answer = async {
+            // Before that, the serial port is not in the mode the commands need.
+            self.command.ready.clone().wait_for(|ready| *ready).await.ok()?;
+            self.command.run(command).await
+        };
+        match timeout(within, answer).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(self.ended().await),
+            Err(_) => Err(self.log.deadline(&what(), within)),
+        }
+    }
+
+    /// Runs a command again and again until it succeeds.
+    ///
+    /// # Errors
+    /// It does not `within` the time; the error names `what` was awaited. Or QEMU ended.
+    pub async fn run_until(&self, command: &str, what: &str, within: Duration) -> Result<Answer, Error> {
+        let deadline = Instant::now() + within;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.run(command, left).await {
+                Ok(answer) if answer.status == 0 => return Ok(answer),
+                Ok(_) if !left.is_zero() => tokio::time::sleep(Duration::from_millis(50)).await,
+                Ok(_) | Err(Error::Deadline { .. }) => return Err(self.log.deadline(what, within)),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits until the guest has an address on its card; gives what DHCP told it, as `key=value` words.
+    ///
+    /// # Errors
+    /// As [`Vm::run_until`].
+    pub async fn lease(&self, within: Duration) -> Result<String, Error> {
+        let answer = self.run_until("cat /tmp/lease", "the guest to get an address by DHCP", within).await?;
+        Ok(answer.output.trim().to_owned())
+    }
+
+    /// Asks QEMU something over QMP (the QEMU Machine Protocol) and gives its `return` value.
+    ///
+    /// # Errors
+    /// QEMU's own error, or it ended.
+    pub async fn qmp(&self, command: &str) -> Result<serde_json::Value, Error> {
+        self.qmp.lock().await.execute(command).await
+    }
+
+    /// Whether QEMU still runs.
+    pub async fn is_running(&self) -> bool {
+        matches!(self.child.lock().await.try_wait(), Ok(None))
+    }
+
+    /// The last lines of the guest's console and of what QEMU complained.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lines()
+    }
+
+    /// Lets QEMU end in order and waits for it.
+    ///
+    /// # Errors
+    /// It does not end `within` the time: then it is killed.
+    pub async fn quit(self, within: Duration) -> Result<ExitStatus, Error> {
+        // QEMU may be gone before it answers.
+        let _ = self.qmp.lock().await.execute("quit").await;
+        let mut child = self.child.lock().await;
+        match timeout(within, child.wait()).await {
+            Ok(status) => status.map_err(failed("qemu")),
+            Err(_) => Err(self.log.deadline("qemu to quit", within)),
+        }
+    }
+
+    /// Kills QEMU, as a crash would, and waits until it is gone.
+    ///
+    /// # Errors
+    /// The host does not let us.
+    pub async fn kill(self) -> Result<(), Error> {
+        self.child.lock().await.kill().await.map_err(failed("killing qemu"))
+    }
+
+    async fn ended(&self) -> Error {
+        let status = timeout(Duration::from_secs(5), async { self.child.lock().await.wait().await }).await;
+        match status {
+            Ok(status) => self.log.ended(status).await,
+            Err(_) => {
+                self.log.deadline("qemu to end after it closed its serial ports", Duration::from_secs(5))
+            }
+        }
+    }
+}
+
+/// Who waits for which command's answer.
+type Waiting = Arc<Mutex<BTreeMap<u32, oneshot::Sender<Answer>>>>;
+
+/// The serial port that runs commands.
+#[derive(Debug)]
+struct Commands {
+    writer: tokio::sync::Mutex<OwnedWriteHalf>,
+    next: AtomicU32,
+    ready: watch::Receiver<bool>,
+    waiting: Waiting,
+}
+
+impl Commands {
+    fn new(port: UnixStream) -> (Self, impl Future<Output = ()>) {
+        let (reader, writer) = port.into_split();
+        let (ready, is_ready) = watch::channel(false);
+        let waiting = Waiting::default();
+        let commands = Self {
+            writer: tokio::sync::Mutex::new(writer),
+            next: AtomicU32::new(1),
+            ready: is_ready,
+            waiting: Arc::clone(&waiting),
+        };
+        let answers = async move {
+            let mut lines = BufReader::new(reader).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                let Some((id, answer)) = parse_answer(&line) else { continue };
+                if id == 0 {
+                    ready.send_replace(true);
+                } else if let Some(waiter) = lock(&waiting).remove(&id) {
+                    // Whoever asked may have given up meanwhile.
+                    let _ = waiter.send(answer);
+                }
+            }
+            // Dropping the senders tells everybody that nothing comes any more.
+            lock(&waiting).clear();
+        };
+        (commands, answers)
+    }
+
+    /// `None` when the port is closed.
+    async fn run(&self, command: &str) -> Option<Answer> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        let line = format!("{id} {}\n", base64::encode_block(command.as_bytes()));
+        lock(&self.waiting).insert(id, sender);
+        let mut writer = self.writer.lock().await;
+        if writer.write_all(line.as_bytes()).await.is_err() {
+            lock(&self.waiting).remove(&id);
+            return None;
+        }
+        drop(writer);
+        receiver.await.ok()
+    }
+}
+
+fn parse_answer(line: &str) -> Option<(u32, Answer)> {
+    let mut words = line.trim_end().split(' ');
+    let id = words.next()?.parse().ok()?;
+    let status = words.next()?.parse().ok()?;
+    let output = base64::decode_block(words.next().unwrap_or_default()).ok()?;
+    Some((id, Answer { status, output: String::from_utf8_lossy(&output).into_owned() }))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The last lines of what the machine said.
+#[derive(Debug, Clone, Default)]
+struct Log {
+    lines: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl Log {
+    async fn keep(self, who: &str, from: impl AsyncRead + Unpin) {
+        let mut lines = BufReader::new(from).split(b'\n');
+        while let Ok(Some(line)) = lines.next_segment().await {
+            let line = String::from_utf8_lossy(&line);
+            let line: String = line.chars().filter(|c| !c.is_control()).collect();
+            tracing::debug!(who, line, "virtual machine");
+            let mut kept = lock(&self.lines);
+            if kept.len() == KEPT_LINES {
+                kept.pop_front();
+            }
+            kept.push_back(format!("{who}: {line}"));
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        lock(&self.lines).iter().cloned().collect()
+    }
+
+    fn deadline(&self, what: &str, after: Duration) -> Error {
+        Error::Deadline { what: what.to_owned(), after, log: self.lines() }
+    }
+
+    async fn ended(&self, status: io::Result<ExitStatus>) -> Error {
+        // What it complained last may still be on its way to us.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+        let mut log = self.lines();
+        let text = log.join("\n");
+        if text.contains("spice") && (text.contains("not compiled") || text.contains("module")) {
+            log.push(
+                "install QEMU's Spice with: apt-get install qemu-system-modules-spice (Debian 13)".to_owned(),
+            );
+        }
+        Error::Ended { status, log }
+    }
+}
