@@ -1,5 +1,7 @@
 //! spice-tunnel
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
+pub mod describe;
 pub mod guest;
+pub mod shutdown;
 pub mod vm;

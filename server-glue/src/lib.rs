@@ -2,6 +2,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
 pub mod address;
+pub mod bridge;
 mod dhcp;
 mod ethernet;
 mod flow;
@@ -13,6 +14,7 @@ mod guard;
 mod oracle;
 mod passage;
 pub mod proxy;
+pub mod session;
 mod registry;
 mod relay;
 mod standalone;

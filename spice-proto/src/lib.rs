@@ -21,6 +21,8 @@
 pub mod base;
 pub mod error;
 pub mod frame;
+#[cfg(feature = "io")]
+pub mod frame_stream;
 pub mod handshake;
 #[cfg(feature = "io")]
 pub mod io;

@@ -1,0 +1,119 @@
+//! A linked stream as frames: whole messages out of it, borrowed from its read buffer, and bytes into it.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::error::FrameError;
+use crate::frame::{self, Frame, HeaderForm, Split};
+
+/// Bytes that one read may bring, at least half of it.
+const INPUT: usize = 128 * 1024;
+
+/// A stream whose link stage is over, with its read buffer, which grows to the longest message that was allowed.
+pub struct FrameStream<S> {
+    stream: S,
+    header: HeaderForm,
+    input: Vec<u8>,
+    /// What was read and not yet consumed. INVARIANT: `start <= end <= input.len()`.
+    start: usize,
+    end: usize,
+    /// Written to the stream since it was last flushed.
+    dirty: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> FrameStream<S> {
+    /// `leftover` is what was read from `stream` past the link stage.
+    pub fn new(stream: S, header: HeaderForm, leftover: &[u8]) -> Self {
+        let mut input = leftover.to_vec();
+        input.resize(INPUT.max(leftover.len()), 0);
+        Self { stream, header, input, start: 0, end: leftover.len(), dirty: false }
+    }
+
+    /// Bytes of a message that is not whole yet. Not 0 at the stream's end: the peer was cut off.
+    pub fn partial(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// The next whole frame and its length with the header, for [`consume`](Self::consume). `None`: more must be read.
+    ///
+    /// # Errors
+    /// A header that announces more than `max_body` bytes.
+    pub fn frame(&mut self, max_body: u32) -> Result<Option<(Frame<'_>, usize)>, FrameError> {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if let Split::Incomplete { needed } = self.split(max_body)? {
+            self.make_room(needed);
+        }
+        match self.split(max_body)? {
+            Split::Frame { frame, consumed } => Ok(Some((frame, consumed))),
+            Split::Incomplete { .. } => Ok(None),
+        }
+    }
+
+    /// The frame last given is done with.
+    pub fn consume(&mut self, n: usize) {
+        self.start = self.start.saturating_add(n).min(self.end);
+    }
+
+    /// Reads once; 0 is the stream's end. Call it when [`frame`](Self::frame) gave `None`, which made room.
+    ///
+    /// # Errors
+    /// The stream's own.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut room = ReadBuf::new(self.input.get_mut(self.end..).unwrap_or_default());
+        debug_assert!(room.remaining() > 0, "a read into no room looks like the end");
+        std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, &mut room))?;
+        let read = room.filled().len();
+        self.end += read;
+        Poll::Ready(Ok(read))
+    }
+
+    /// Writes once and gives how many bytes went, never 0. With nothing to write it flushes, and is ready when all
+    /// was handed on.
+    ///
+    /// # Errors
+    /// The stream's own.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if bytes.is_empty() {
+            if self.dirty {
+                std::task::ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+                self.dirty = false;
+            }
+            return Poll::Ready(Ok(0));
+        }
+        match std::task::ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))? {
+            0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            written => {
+                self.dirty = true;
+                Poll::Ready(Ok(written))
+            }
+        }
+    }
+
+    /// Closes our direction.
+    ///
+    /// # Errors
+    /// The stream's own.
+    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn split(&self, max_body: u32) -> Result<Split<'_>, FrameError> {
+        frame::split(self.header, max_body, self.input.get(self.start..self.end).unwrap_or_default())
+    }
+
+    /// Makes the buffer hold `needed` bytes from `start` on. They are bounded: the length was checked.
+    fn make_room(&mut self, needed: usize) {
+        if self.input.len() - self.start >= needed.max(INPUT / 2) {
+            return;
+        }
+        self.input.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+        if self.input.len() < needed {
+            self.input.resize(needed, 0);
+        }
+    }
+}
