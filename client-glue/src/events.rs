@@ -1,0 +1,316 @@
+//! What a tunnel tells its owner, and the bounded queue that it goes through.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+
+use crate::{dial::Refusal, share::ShareId};
+
+/// What happened in a tunnel.
+#[derive(Debug)]
+pub enum Event {
+    /// The server said what it bears: shares are announced now.
+    Connected {
+        /// Most connections at a time.
+        max_sockets: u16,
+        /// Most payload bytes in a message.
+        max_data: u32,
+    },
+    /// The guest reaches a share at this address from now on. Comes again if the server moves it.
+    Mapped {
+        /// The share.
+        share: ShareId,
+        /// Its name.
+        name: String,
+        /// What it is, as `tcp://HOST:PORT`.
+        target: String,
+        /// Its address in the guest's virtual network.
+        virtual_ip: IpAddr,
+        /// Its port there: the share's own.
+        port: u16,
+    },
+    /// The guest is connected to a share.
+    Opened {
+        /// The share.
+        share: ShareId,
+        /// Names the connection within this tunnel.
+        connection: ConnectionId,
+        /// Which of the host's addresses it was.
+        address: SocketAddr,
+    },
+    /// A connection is over. Each [`Event::Opened`] is followed by one, unless the tunnel itself ends before.
+    Closed {
+        /// The share.
+        share: ShareId,
+        /// As in [`Event::Opened`].
+        connection: ConnectionId,
+        /// Bytes written to the service.
+        bytes_up: u64,
+        /// Bytes read from the service.
+        bytes_down: u64,
+        /// How it ended.
+        end: End,
+    },
+    /// The guest wanted a connection and got none.
+    Refused {
+        /// The share.
+        share: ShareId,
+        /// Why.
+        reason: Refusal,
+    },
+    /// So many [`Event::Opened`], [`Event::Closed`] and [`Event::Refused`] were dropped here, since the owner did
+    /// not fetch them in time.
+    Missed {
+        /// How many.
+        events: u64,
+    },
+    /// The tunnel has ended, and every connection with it. The last event.
+    Disconnected {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// Names a connection within one tunnel; counted from 0, never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub u64);
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Both sides said that they were done, and everything was delivered.
+    Clean,
+    /// The service, or the way to it, broke it off.
+    Service,
+    /// The guest broke it off, or its server did.
+    Guest,
+    /// The share was removed.
+    Unshared,
+}
+
+/// The events of one tunnel, for their one consumer.
+///
+/// Connections come and go without waiting for the consumer: when it is slow, `Opened`, `Closed` and `Refused` are
+/// dropped and counted ([`Event::Missed`]). The others are never lost.
+pub struct Events {
+    queue: Arc<Queue>,
+}
+
+/// The tunnel's end of [`Events`].
+pub(crate) struct EventSink {
+    queue: Arc<Queue>,
+}
+
+struct Queue {
+    inner: Mutex<Inner>,
+    stirred: Notify,
+}
+
+struct Inner {
+    events: VecDeque<Event>,
+    /// Most events held before droppable ones are dropped.
+    capacity: usize,
+    missed: u64,
+    ended: bool,
+    /// Nobody listens any more.
+    deaf: bool,
+}
+
+/// An event queue for about `capacity` events.
+pub(crate) fn queue(capacity: usize) -> (EventSink, Events) {
+    let inner = Inner { events: VecDeque::new(), capacity, missed: 0, ended: false, deaf: false };
+    let queue = Arc::new(Queue { inner: Mutex::new(inner), stirred: Notify::new() });
+    (EventSink { queue: queue.clone() }, Events { queue })
+}
+
+impl Events {
+    /// The next event; `None` when the tunnel has ended and everything was told.
+    ///
+    /// Cancel safe: a dropped call has taken nothing.
+    pub async fn recv(&mut self) -> Option<Event> {
+        loop {
+            // A permit is kept when the stir comes between the look and the wait.
+            match self.try_recv() {
+                Taken::Event(event) => return Some(event),
+                Taken::Ended => return None,
+                Taken::Nothing => self.queue.stirred.notified().await,
+            }
+        }
+    }
+
+    fn try_recv(&mut self) -> Taken {
+        let mut inner = self.queue.lock();
+        if inner.missed > 0 && inner.events.len() < inner.capacity {
+            // Told as soon as there was room again, which is about where the hole is.
+            let events = std::mem::take(&mut inner.missed);
+            return Taken::Event(Event::Missed { events });
+        }
+        match inner.events.pop_front() {
+            Some(event) => Taken::Event(event),
+            None if inner.ended => Taken::Ended,
+            None => Taken::Nothing,
+        }
+    }
+}
+
+enum Taken {
+    Event(Event),
+    Nothing,
+    Ended,
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let mut inner = self.queue.lock();
+        inner.deaf = true;
+        inner.events = VecDeque::new();
+    }
+}
+
+impl EventSink {
+    /// Queues `event`, or drops and counts it if it may be dropped and the queue is full. Never waits.
+    pub(crate) fn push(&mut self, event: Event) {
+        let mut inner = self.queue.lock();
+        if inner.deaf {
+            return;
+        }
+        let full = inner.events.len() >= inner.capacity;
+        match &event {
+            Event::Opened { .. } | Event::Closed { .. } | Event::Refused { .. } if full => {
+                inner.missed = inner.missed.saturating_add(1);
+                return;
+            }
+            Event::Mapped { share, .. } if full => {
+                // A server may map the same share for ever: only the last one counts.
+                let share = *share;
+                inner
+                    .events
+                    .retain(|queued| !matches!(queued, Event::Mapped { share: old, .. } if *old == share));
+                inner.events.push_back(event);
+            }
+            Event::Opened { .. }
+            | Event::Closed { .. }
+            | Event::Refused { .. }
+            | Event::Mapped { .. }
+            | Event::Connected { .. }
+            | Event::Missed { .. }
+            | Event::Disconnected { .. } => inner.events.push_back(event),
+        }
+        drop(inner);
+        self.queue.stirred.notify_one();
+    }
+
+    /// Queues the last event; later ones are ignored.
+    pub(crate) fn end(&mut self, reason: String) {
+        if !std::mem::replace(&mut self.queue.lock().ended, true) {
+            self.push(Event::Disconnected { reason });
+        }
+    }
+}
+
+impl Drop for EventSink {
+    fn drop(&mut self) {
+        self.end("the tunnel was dropped".to_owned());
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened(n: u64) -> Event {
+        Event::Opened { share: ShareId(0), connection: ConnectionId(n), address: ([127, 0, 0, 1], 1).into() }
+    }
+
+    fn mapped(share: u64, last: u8) -> Event {
+        let virtual_ip = [198, 18, 0, last].into();
+        Event::Mapped {
+            share: ShareId(share),
+            name: String::new(),
+            target: String::new(),
+            virtual_ip,
+            port: 1,
+        }
+    }
+
+    async fn rest(mut events: Events) -> Vec<String> {
+        let mut told = Vec::new();
+        while let Some(event) = events.recv().await {
+            told.push(match &event {
+                Event::Opened { connection, .. } => format!("opened {connection}"),
+                Event::Mapped { share, virtual_ip, .. } => format!("mapped {} {virtual_ip}", share.0),
+                Event::Missed { events } => format!("missed {events}"),
+                Event::Disconnected { reason } => reason.clone(),
+                Event::Connected { .. } | Event::Closed { .. } | Event::Refused { .. } => panic!("{event:?}"),
+            });
+        }
+        told
+    }
+
+    #[tokio::test]
+    async fn a_slow_consumer_misses_connections_but_no_mapping() {
+        let (mut sink, events) = queue(3);
+        for n in 0..10 {
+            sink.push(opened(n));
+        }
+        for last in 1..=20 {
+            sink.push(mapped(1, last));
+        }
+        sink.push(mapped(2, 99));
+        sink.end("over".into());
+        let told = rest(events).await;
+        let expected = [
+            "opened 0",
+            "opened 1",
+            "opened 2",
+            "missed 7",
+            "mapped 1 198.18.0.20",
+            "mapped 2 198.18.0.99",
+            "over",
+        ];
+        let mut sorted = told.clone();
+        sorted.sort();
+        let mut all = expected.to_vec();
+        all.sort_unstable();
+        assert_eq!(sorted, all);
+        assert_eq!(told.last().unwrap(), "over");
+    }
+
+    #[tokio::test]
+    async fn a_dropped_tunnel_says_so_and_a_deaf_owner_costs_nothing() {
+        let (sink, events) = queue(3);
+        drop(sink);
+        assert_eq!(rest(events).await, ["the tunnel was dropped"]);
+
+        let (mut sink, events) = queue(3);
+        drop(events);
+        sink.push(mapped(1, 1));
+        assert!(sink.queue.lock().events.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_waiting_consumer_is_woken() {
+        let (mut sink, mut events) = queue(3);
+        let waiting = tokio::spawn(async move { events.recv().await });
+        tokio::task::yield_now().await;
+        sink.push(opened(1));
+        assert!(matches!(waiting.await.unwrap(), Some(Event::Opened { .. })));
+    }
+}

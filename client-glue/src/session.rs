@@ -1,0 +1,535 @@
+//! The one task of a tunnel: everything that moves a byte is in here.
+//!
+//! # Theory of operation
+//!
+//! A turn goes through all sources that may have something: commands, the server, finished dials, service sockets that
+//! stirred, timers. Each gives a bounded amount, so that none starves the rest, and what they left in the
+//! channel's outgoing buffer is sent once. Turns follow each other until nothing moves; then the task sleeps, and every
+//! source has its waker. After [`ROUNDS`] turns the runtime gets a chance even if there is more to do.
+//!
+//! There is no queue between tasks. Backpressure is not reading: a service is read only while its socket has credit
+//! and the channel is not congested; a socket that found it congested is *parked* until it has drained. The
+//! server is always read, or both ends could wait for each other. What it sends to a service that is slow waits in
+//! that socket's tail, which the window bounds.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use spice_proto::tunnel::{ServiceId, ServiceKind, SocketId};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc::UnboundedReceiver,
+    task::JoinSet,
+    time::Sleep,
+};
+use tracing::{debug, trace, warn};
+use tunnel_channel::{Channel, Event as ChannelEvent, NewService, ResetCause};
+
+use crate::{
+    dial::{Dialled, Dials, Refusal},
+    error::{Error, in_full},
+    events::{ConnectionId, End, Event, EventSink},
+    handle::{Command, Entry},
+    link::Link,
+    ready::ReadySet,
+    share::{Share, ShareId},
+    sockets::ServiceSocket,
+};
+
+/// DATA messages that one service gives in one turn.
+const READS_PER_TURN: usize = 4;
+
+/// Sockets looked at in one turn.
+const SOCKETS_PER_TURN: usize = 128;
+
+/// Turns before the runtime gets a chance.
+const ROUNDS: usize = 16;
+
+/// How long a shutdown may take to tell the server.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Services at a time whose connection outlives the guest's, until they have taken everything.
+const MAX_LINGERING: usize = 1024;
+
+/// A session before and while it runs.
+pub(crate) struct Session<S> {
+    pub(crate) link: Link<S>,
+    pub(crate) core: Core,
+    pub(crate) commands: UnboundedReceiver<Command>,
+    pub(crate) timer: Pin<Box<Sleep>>,
+}
+
+/// Why a session ends well.
+enum Ended {
+    Shutdown,
+    Server,
+    Migrated,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
+    /// Runs the tunnel to its end.
+    ///
+    /// Cancel safe in that a dropped run leaves nothing behind: services see a reset, the link is closed.
+    pub(crate) async fn run(mut self) -> Result<(), Error> {
+        let outcome = match self.process_frames(now()) {
+            Ok(None) => std::future::poll_fn(|cx| self.poll_turns(cx)).await,
+            Ok(Some(ended)) => Ok(ended),
+            Err(error) => Err(error),
+        };
+        self.core.drop_connections();
+        match outcome {
+            Ok(Ended::Shutdown) => {
+                self.core.channel.disconnect(0);
+                let told = tokio::time::timeout(GOODBYE, self.link.close(&mut self.core.channel)).await;
+                if !matches!(told, Ok(Ok(()))) {
+                    debug!("the server could not be told that the tunnel ends");
+                }
+                self.core.events.end("shut down".to_owned());
+                Ok(())
+            }
+            Ok(Ended::Server) => {
+                self.core.events.end("the server ended the tunnel".to_owned());
+                Ok(())
+            }
+            Ok(Ended::Migrated) => {
+                self.core.events.end("the VM moves to another host".to_owned());
+                Ok(())
+            }
+            Err(error) => {
+                self.core.events.end(in_full(&error));
+                Err(error)
+            }
+        }
+    }
+
+    fn poll_turns(&mut self, cx: &mut Context<'_>) -> Poll<Result<Ended, Error>> {
+        self.core.ready.register(cx.waker());
+        for _ in 0..ROUNDS {
+            match self.turn(cx) {
+                Ok(Turn::Moved) => {}
+                Ok(Turn::Idle) => return Poll::Pending,
+                Ok(Turn::Ended(ended)) => return Poll::Ready(Ok(ended)),
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<Turn, Error> {
+        let now = now();
+        let mut moved = false;
+        while let Poll::Ready(Some(command)) = self.commands.poll_recv(cx) {
+            moved = true;
+            match command {
+                Command::Add(entry) => self.core.add_share(entry),
+                Command::Remove(share) => self.core.remove_share(share),
+                Command::Shutdown => return Ok(Turn::Ended(Ended::Shutdown)),
+            }
+        }
+        if let Poll::Ready(read) = self.link.poll_fill(cx)? {
+            moved = true;
+            if read == 0 {
+                return match (self.core.is_ready, self.link.partial()) {
+                    (false, _) => Err(Error::NeverBegan),
+                    (true, 0) => Ok(Turn::Ended(Ended::Server)),
+                    (true, have) => Err(Error::Truncated { have }),
+                };
+            }
+            if let Some(ended) = self.process_frames(now)? {
+                return Ok(Turn::Ended(ended));
+            }
+        }
+        moved |= self.core.poll_dials(cx);
+        moved |= self.core.poll_services(cx);
+        moved |= self.link.poll_send(cx, &mut self.core.channel)?;
+        self.core.unpark();
+        moved |= self.poll_timer(cx, now)?;
+        Ok(if moved || self.core.has_work() { Turn::Moved } else { Turn::Idle })
+    }
+
+    /// Everything whole in the read buffer.
+    fn process_frames(&mut self, now: Instant) -> Result<Option<Ended>, Error> {
+        let Session { link, core, .. } = self;
+        loop {
+            let Some((frame, length)) = link.frame(core.channel.max_body())? else { return Ok(None) };
+            if let Some(event) = core.channel.handle_frame(now, frame)?
+                && let Some(ended) = core.on_event(event)
+            {
+                return Ok(Some(ended));
+            }
+            link.consume(length);
+        }
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, Error> {
+        let Some((deadline, _)) = self.core.channel.poll_timeout() else { return Ok(false) };
+        if deadline <= now {
+            self.core.channel.handle_timeout(now)?;
+            return Ok(true);
+        }
+        let deadline = tokio::time::Instant::from_std(deadline);
+        if self.timer.deadline() != deadline {
+            self.timer.as_mut().reset(deadline);
+        }
+        Ok(self.timer.as_mut().poll(cx).is_ready())
+    }
+}
+
+enum Turn {
+    /// Something moved, so that there may be more.
+    Moved,
+    /// Nothing did, and whatever can move next has the waker.
+    Idle,
+    Ended(Ended),
+}
+
+/// The channel and all that hangs on it: everything but the link.
+pub(crate) struct Core {
+    channel: Channel,
+    is_ready: bool,
+    events: EventSink,
+    dials: Dials,
+    /// Shares that wait for the server's INIT.
+    waiting: Vec<Entry>,
+    offers: BTreeMap<ServiceId, Offer>,
+    slots: BTreeMap<SocketId, Slot>,
+    next_connection: u64,
+    ready: Arc<ReadySet>,
+    /// To be looked at. May name sockets that are gone, and the same one twice.
+    queue: VecDeque<SocketId>,
+    /// Found the channel congested.
+    parked: VecDeque<SocketId>,
+    lingering: JoinSet<()>,
+}
+
+struct Offer {
+    id: ShareId,
+    share: Share,
+}
+
+/// What a socket of the channel is here.
+enum Slot {
+    Dialling(ShareId),
+    Connected(Box<ServiceSocket>),
+}
+
+impl Core {
+    pub(crate) fn new(channel: Channel, events: EventSink, dials: Dials) -> Core {
+        Core {
+            channel,
+            is_ready: false,
+            events,
+            dials,
+            waiting: Vec::new(),
+            offers: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            next_connection: 0,
+            ready: Arc::default(),
+            queue: VecDeque::new(),
+            parked: VecDeque::new(),
+            lingering: JoinSet::new(),
+        }
+    }
+
+    fn add_share(&mut self, entry: Entry) {
+        if !self.is_ready {
+            self.waiting.push(entry);
+            return;
+        }
+        let Entry { id, share, group, device } = entry;
+        let description = match (&share.description, &share.name) {
+            (description, _) if !description.is_empty() => description.as_str(),
+            (_, name) if *name != device => name.as_str(),
+            (_, _) => "",
+        };
+        let service = NewService {
+            kind: ServiceKind::Generic,
+            group,
+            port: share.port,
+            name: device.as_bytes(),
+            description: description.as_bytes(),
+        };
+        match self.channel.add_service(service) {
+            Ok(service) => {
+                debug!(service = service.0, share = %share.name, target = share.target(), "announced");
+                self.offers.insert(service, Offer { id, share });
+            }
+            // The book and the configuration leave nothing that the channel could object to.
+            Err(error) => warn!(share = %share.name, %error, "a share could not be announced"),
+        }
+    }
+
+    fn remove_share(&mut self, share: ShareId) {
+        self.waiting.retain(|entry| entry.id != share);
+        let channel = &mut self.channel;
+        self.offers.retain(|service, offer| {
+            if offer.id == share {
+                channel.remove_service(*service);
+            }
+            offer.id != share
+        });
+        let of_share: Vec<SocketId> =
+            self.slots.iter().filter(|(_, slot)| slot.share() == share).map(|(socket, _)| *socket).collect();
+        for socket in of_share {
+            match self.slots.remove(&socket) {
+                Some(Slot::Dialling(_)) => {
+                    self.dials.cancel(socket, share);
+                    self.channel.refuse(socket);
+                }
+                Some(Slot::Connected(service)) => {
+                    self.channel.reset(socket);
+                    self.closed(&service, End::Unshared);
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn on_event(&mut self, event: ChannelEvent<'_>) -> Option<Ended> {
+        match event {
+            ChannelEvent::Ready { max_sockets, max_data } => {
+                self.is_ready = true;
+                self.events.push(Event::Connected { max_sockets, max_data });
+                for entry in std::mem::take(&mut self.waiting) {
+                    self.add_share(entry);
+                }
+            }
+            ChannelEvent::ServiceMapped { service, address } => {
+                if let Some(Offer { id, share }) = self.offers.get(&service) {
+                    self.events.push(Event::Mapped {
+                        share: *id,
+                        name: share.name.clone(),
+                        target: share.target(),
+                        virtual_ip: address,
+                        port: share.port,
+                    });
+                }
+            }
+            ChannelEvent::Open { socket, service } => match self.offers.get(&service) {
+                Some(Offer { id, share }) => {
+                    self.slots.insert(socket, Slot::Dialling(*id));
+                    self.dials.start(socket, *id, &share.host, share.port);
+                }
+                None => self.channel.refuse(socket),
+            },
+            ChannelEvent::Data { socket, payload } => self.on_data(socket, payload),
+            ChannelEvent::Finished { socket } => {
+                if let Some(service) = self.connected(socket) {
+                    let outcome = service.finish();
+                    self.settle(socket, outcome);
+                }
+            }
+            ChannelEvent::PeerClosed { socket } => {
+                if let Some(service) = self.connected(socket) {
+                    service.stop_reading();
+                    self.settle(socket, Ok(()));
+                }
+            }
+            ChannelEvent::Writable { socket } => self.queue.push_back(socket),
+            ChannelEvent::Reset { socket, cause } => self.on_reset(socket, cause),
+            ChannelEvent::Migrate => return Some(Ended::Migrated),
+            ChannelEvent::Disconnecting { reason } => debug!(reason, "the server is about to leave"),
+            ChannelEvent::ServiceAdded(_)
+            | ChannelEvent::ServiceRejected { .. }
+            | ChannelEvent::ServiceRemoved { .. }
+            | ChannelEvent::Accepted { .. }
+            | ChannelEvent::Refused { .. } => debug!(?event, "a client's channel has no such event"),
+        }
+        None
+    }
+
+    fn on_data(&mut self, socket: SocketId, payload: &[u8]) {
+        let Some(service) = self.connected(socket) else {
+            debug!(socket = socket.0, "data for a socket without a service");
+            return;
+        };
+        match service.take(payload) {
+            Ok(0) => {}
+            Ok(messages) => self.channel.delivered(socket, messages),
+            Err(error) => self.settle(socket, Err(error)),
+        }
+    }
+
+    fn on_reset(&mut self, socket: SocketId, cause: ResetCause) {
+        match cause {
+            ResetCause::Peer => trace!(socket = socket.0, "reset by the guest"),
+            ResetCause::Violation(_) | ResetCause::Memory { .. } => {
+                warn!(socket = socket.0, %cause, "connection reset");
+            }
+        }
+        match self.slots.remove(&socket) {
+            Some(Slot::Dialling(share)) => self.dials.cancel(socket, share),
+            Some(Slot::Connected(service)) => self.closed(&service, End::Guest),
+            None => {}
+        }
+    }
+
+    fn poll_dials(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        while let Poll::Ready((socket, outcome)) = self.dials.poll_done(cx) {
+            moved = true;
+            self.on_dialled(socket, outcome);
+        }
+        // Only to forget the ends of those that have it behind them.
+        while let Poll::Ready(Some(_)) = self.lingering.poll_join_next(cx) {}
+        moved
+    }
+
+    fn on_dialled(&mut self, socket: SocketId, outcome: Result<Dialled, Refusal>) {
+        let Some(Slot::Dialling(share)) = self.slots.get(&socket) else { return };
+        let share = *share;
+        match outcome {
+            Ok(Dialled { stream, address }) => {
+                let connection = ConnectionId(self.next_connection);
+                self.next_connection += 1;
+                let mark = self.ready.waker(socket);
+                let service = Box::new(ServiceSocket::new(stream, share, connection, mark));
+                self.slots.insert(socket, Slot::Connected(service));
+                self.channel.accept(socket);
+                self.queue.push_back(socket);
+                debug!(socket = socket.0, %address, "connected");
+                self.events.push(Event::Opened { share, connection, address });
+            }
+            Err(reason) => {
+                self.slots.remove(&socket);
+                self.channel.refuse(socket);
+                debug!(socket = socket.0, %reason, "refused");
+                self.events.push(Event::Refused { share, reason });
+            }
+        }
+    }
+
+    /// Looks at sockets that stirred.
+    fn poll_services(&mut self, _cx: &mut Context<'_>) -> bool {
+        self.ready.take(&mut self.queue);
+        let count = self.queue.len().min(SOCKETS_PER_TURN);
+        for _ in 0..count {
+            if let Some(socket) = self.queue.pop_front() {
+                self.look_at(socket);
+            }
+        }
+        count > 0
+    }
+
+    fn look_at(&mut self, socket: SocketId) {
+        let Some(Slot::Connected(service)) = self.slots.get_mut(&socket) else { return };
+        service.looked_at();
+        match service.flush() {
+            Ok(0) => {}
+            Ok(messages) => self.channel.delivered(socket, messages),
+            Err(error) => return self.settle(socket, Err(error)),
+        }
+        for _ in 0..READS_PER_TURN {
+            if !service.is_reading() || self.channel.credit(socket) == 0 {
+                return self.settle(socket, Ok(()));
+            }
+            if self.channel.is_congested() {
+                if !std::mem::replace(&mut service.is_parked, true) {
+                    self.parked.push_back(socket);
+                }
+                return;
+            }
+            let mut outcome = Poll::Pending;
+            self.channel.send(socket, |buf| {
+                outcome = service.poll_read(buf);
+                match &outcome {
+                    Poll::Ready(Ok(read)) => *read,
+                    Poll::Ready(Err(_)) | Poll::Pending => 0,
+                }
+            });
+            match outcome {
+                Poll::Ready(Ok(0)) => self.channel.finish(socket),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return self.settle(socket, Err(error)),
+                Poll::Pending => return,
+            }
+        }
+        self.queue.push_back(socket);
+    }
+
+    /// Acts on how a socket stands now: broken, over, or neither.
+    fn settle(&mut self, socket: SocketId, outcome: io::Result<()>) {
+        let Some(Slot::Connected(service)) = self.slots.get(&socket) else { return };
+        match outcome {
+            Err(error) => {
+                debug!(socket = socket.0, %error, "the service broke the connection");
+                self.channel.reset(socket);
+                self.close_slot(socket, End::Service);
+            }
+            Ok(()) if service.has_ended() => {
+                self.channel.close(socket);
+                self.close_slot(socket, End::Clean);
+            }
+            Ok(()) => {}
+        }
+    }
+
+    fn close_slot(&mut self, socket: SocketId, end: End) {
+        if let Some(Slot::Connected(service)) = self.slots.remove(&socket) {
+            self.closed(&service, end);
+            if service.must_linger() && self.lingering.len() < MAX_LINGERING {
+                self.lingering.spawn(service.linger());
+            }
+        }
+    }
+
+    fn closed(&mut self, service: &ServiceSocket, end: End) {
+        self.events.push(Event::Closed {
+            share: service.share,
+            connection: service.connection,
+            bytes_up: service.bytes_up,
+            bytes_down: service.bytes_down,
+            end,
+        });
+    }
+
+    fn connected(&mut self, socket: SocketId) -> Option<&mut ServiceSocket> {
+        match self.slots.get_mut(&socket) {
+            Some(Slot::Connected(service)) => Some(service),
+            Some(Slot::Dialling(_)) | None => None,
+        }
+    }
+
+    /// No congestion any more: the parked ones may read.
+    fn unpark(&mut self) {
+        if self.channel.is_congested() {
+            return;
+        }
+        for socket in std::mem::take(&mut self.parked) {
+            if let Some(service) = self.connected(socket) {
+                service.is_parked = false;
+                self.queue.push_back(socket);
+            }
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// The tunnel is over: services see a reset.
+    fn drop_connections(&mut self) {
+        self.slots.clear();
+    }
+}
+
+impl Slot {
+    fn share(&self) -> ShareId {
+        match self {
+            Slot::Dialling(share) => *share,
+            Slot::Connected(service) => service.share,
+        }
+    }
+}
+
+/// The runtime's clock, so that a paused one is followed.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
