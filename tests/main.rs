@@ -1,1 +1,5 @@
-//! integration tests
+//! Integration tests, one binary.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
+
+mod proxy;
