@@ -18,7 +18,9 @@ pub fn server_message(message: &ServerMessage<'_>) -> String {
         ServerMessage::SocketData { socket, payload } => {
             format!("{name:<17} socket {}  {} bytes", socket.0, payload.len())
         }
-        ServerMessage::SocketToken { socket, tokens } => format!("{name:<17} socket {}  {tokens} tokens", socket.0),
+        ServerMessage::SocketToken { socket, tokens } => {
+            format!("{name:<17} socket {}  {tokens} tokens", socket.0)
+        }
         ServerMessage::SocketFin { socket }
         | ServerMessage::SocketClose { socket }
         | ServerMessage::SocketClosedAck { socket } => format!("{name:<17} socket {}", socket.0),
@@ -35,7 +37,10 @@ pub fn client_message(message: &ClientMessage<'_>) -> String {
                 ServiceKind::Ipp(address) => format!("ipp {}", ip_info(address)),
             };
             let label = add.name.escape_ascii();
-            format!("{name:<17} service {}  group {}  port {}  {kind}  \"{label}\"", add.service.0, add.group.0, add.port)
+            format!(
+                "{name:<17} service {}  group {}  port {}  {kind}  \"{label}\"",
+                add.service.0, add.group.0, add.port
+            )
         }
         ClientMessage::ServiceRemove { service } => format!("{name:<17} service {}", service.0),
         ClientMessage::SocketData { socket, payload } => {

@@ -3,5 +3,7 @@
 
 pub mod describe;
 pub mod guest;
+pub mod password;
+pub mod serve;
 pub mod shutdown;
 pub mod vm;

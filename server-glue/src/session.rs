@@ -247,7 +247,8 @@ impl Session {
         }
         let caps = TunnelCaps::from_words(&linked.peer_channel_caps) & TunnelCaps::OURS;
         info!(%peer, ?caps, "tunnel joined");
-        let channel = Channel::new(Role::Server, linked.header, linked.layout, caps, self.channel_config, now);
+        let channel =
+            Channel::new(Role::Server, linked.header, linked.layout, caps, self.channel_config, now);
         self.bridge.attach(now, channel);
         let link = FrameStream::new(stream, linked.header, &linked.leftover);
         // What was read with the link stage may hold messages already.

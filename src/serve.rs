@@ -1,0 +1,219 @@
+//! `spice-tunnel serve`: beside the VM, in front of its Spice server and behind its extra card.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Args;
+use server_glue::address::{AddressBook, LoadError, Subnet, SubnetError};
+use server_glue::netstack::{NetConfig, NetConfigError, Netstack};
+use server_glue::nic::{Nic, NicError, NicSpec};
+use server_glue::proxy::{Backend, Limits, Proxy, ProxyConfig, TunnelPolicy};
+use server_glue::session::Session;
+use server_glue::stream::Upstream;
+use spice_proto::ticket::Password;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::password::{self, PasswordFileError};
+
+/// How long the VM's task may take to end its tunnel and remove its socket.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// What `serve` is told.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ServeArgs {
+    /// The Spice server to stand in front of: HOST:PORT or unix:PATH
+    #[arg(long, value_name = "HOST:PORT|unix:PATH", required_unless_present = "standalone")]
+    upstream: Option<Upstream>,
+
+    /// No Spice server: offer a session with nothing but the tunnel
+    #[arg(long, conflicts_with = "upstream")]
+    standalone: bool,
+
+    /// With --standalone: a file whose first line is the password that clients need; without it anybody may connect
+    #[arg(long, value_name = "FILE", requires = "standalone")]
+    password_file: Option<PathBuf>,
+
+    /// Where Spice clients connect. Can be given many times
+    #[arg(long, value_name = "HOST:PORT", required = true)]
+    listen: Vec<String>,
+
+    /// The VM's extra card: connect:PATH where QEMU listens (-netdev stream,server=on), listen:PATH where QEMU connects
+    /// (server=off)
+    #[arg(long, value_name = "SPEC")]
+    nic: NicSpec,
+
+    /// The virtual network. Its first address is ours, the next are for guests, the rest for what users share
+    #[arg(long, value_name = "ADDRESS/PREFIX", default_value = "198.18.0.0/16")]
+    subnet: SubnetArg,
+
+    /// Largest IP packet on the card, told to the guest by DHCP
+    #[arg(long, value_name = "BYTES", default_value_t = 65_520, value_parser = clap::value_parser!(u16).range(576..=65_520))]
+    mtu: u16,
+
+    /// How long a guest may use its address before it asks again, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 43_200, value_parser = clap::value_parser!(u32).range(60..))]
+    lease_time: u32,
+
+    /// Remember every address that was ever given in this file, so that none ever moves. Without it an address is
+    /// still the hash of its name, but two names that collide may change places
+    #[arg(long, value_name = "FILE", env = "SPICE_TUNNEL_LEASE_FILE")]
+    lease_file: Option<PathBuf>,
+
+    /// Refuse `spice-tunnel connect` beside a viewer: the tunnel must come from the session's own client
+    #[arg(long)]
+    no_companion: bool,
+
+    /// Most connections of the guest at once
+    #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = clap::value_parser!(u16).range(1..))]
+    max_connections: u16,
+}
+
+const EXAMPLES: &str = "\
+Example, with QEMU started as
+  qemu-system-x86_64 … -spice unix=on,addr=/run/vm1/spice.sock,…
+      -netdev stream,id=tun0,server=on,addr.type=unix,addr.path=/run/vm1/nic.sock -device virtio-net-pci,netdev=tun0
+in front of it:
+  spice-tunnel serve --upstream unix:/run/vm1/spice.sock --listen 0.0.0.0:5900 --nic connect:/run/vm1/nic.sock
+Viewers connect to port 5900 as before, and `spice-tunnel connect` beside them.";
+
+/// `ADDRESS/PREFIX`.
+#[derive(Clone, Copy, Debug)]
+struct SubnetArg(Subnet);
+
+impl FromStr for SubnetArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = || format!("expected ADDRESS/PREFIX, such as 198.18.0.0/16, got {text:?}");
+        let (address, prefix) = text.split_once('/').ok_or_else(expected)?;
+        let address: IpAddr = address.parse().map_err(|_| expected())?;
+        let prefix = prefix.parse().map_err(|_| expected())?;
+        Subnet::new(address, prefix).map(Self).map_err(|error: SubnetError| error.to_string())
+    }
+}
+
+/// Why `serve` did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The card's socket.
+    #[error(transparent)]
+    Nic(#[from] NicError),
+    /// The virtual network.
+    #[error("--subnet")]
+    Net(#[from] NetConfigError),
+    /// The password file.
+    #[error(transparent)]
+    Password(#[from] PasswordFileError),
+    /// A port that cannot be had.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// As it was given.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The lease file cannot be read.
+    #[error("cannot read the lease file {}", path.display())]
+    LeaseFile {
+        /// As it was given.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The lease file is not one of ours. It is left alone: whoever knows what it is may mend or remove it.
+    #[error("the lease file {} is unusable", path.display())]
+    LeaseText {
+        /// As it was given.
+        path: PathBuf,
+        /// What is wrong.
+        source: LoadError,
+    },
+    /// No random numbers.
+    #[error("the system gives no random numbers")]
+    Random(#[from] openssl::error::ErrorStack),
+}
+
+/// Serves until `shutdown`, then ends every link and removes what it made.
+///
+/// # Errors
+/// What keeps it from starting; once it runs it goes on.
+pub async fn run(args: ServeArgs, shutdown: CancellationToken) -> Result<(), Error> {
+    let net = net_config(&args)?;
+    let book = open_book(&args, &net)?;
+    let backend = backend(&args)?;
+    let nic = Nic::open(&args.nic).await?;
+    let mut listeners = Vec::new();
+    for address in &args.listen {
+        let failed = |source| Error::Listen { address: address.clone(), source };
+        let listener = TcpListener::bind(address.as_str()).await.map_err(failed)?;
+        info!(address = %listener.local_addr().map_err(failed)?, "listening for Spice clients");
+        listeners.push(listener);
+    }
+    info!(card = %args.nic, subnet = %args.subnet.0, "the virtual network is up");
+
+    let proxy = Proxy::new(ProxyConfig {
+        backend,
+        tunnel: TunnelPolicy::Enabled { companion: !args.no_companion },
+        limits: Limits::default(),
+    });
+    let (to_session, tunnels) = mpsc::channel(1);
+    let channel =
+        tunnel_channel::Config { max_sockets: args.max_connections, ..tunnel_channel::Config::default() };
+    let session = Session::new(nic, Netstack::new(net), book, args.lease_file, channel, tunnels);
+    let session = tokio::spawn(session.run(shutdown.clone()));
+
+    let mut serving = JoinSet::new();
+    for listener in listeners {
+        let (proxy, to_session, shutdown) = (proxy.clone(), to_session.clone(), shutdown.clone());
+        serving.spawn(async move { proxy.serve(listener, to_session, shutdown).await });
+    }
+    serving.join_all().await;
+    if tokio::time::timeout(GOODBYE, session).await.is_err() {
+        warn!("the VM's task did not end in time");
+    }
+    info!("stopped");
+    Ok(())
+}
+
+fn net_config(args: &ServeArgs) -> Result<NetConfig, Error> {
+    let mut seed = [0; 8];
+    openssl::rand::rand_bytes(&mut seed)?;
+    Ok(NetConfig {
+        mtu: args.mtu,
+        lease_time: Duration::from_secs(args.lease_time.into()),
+        max_flows: args.max_connections.into(),
+        seed: u64::from_ne_bytes(seed),
+        ..NetConfig::new(args.subnet.0)?
+    })
+}
+
+fn open_book(args: &ServeArgs, net: &NetConfig) -> Result<AddressBook, Error> {
+    let mut book = AddressBook::new("", net.subnet, net.reserved());
+    let Some(path) = &args.lease_file else { return Ok(book) };
+    match std::fs::read_to_string(path) {
+        Ok(text) => book.load(&text).map_err(|source| Error::LeaseText { path: path.clone(), source })?,
+        // The first run.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(Error::LeaseFile { path: path.clone(), source }),
+    }
+    Ok(book)
+}
+
+fn backend(args: &ServeArgs) -> Result<Backend, Error> {
+    if let Some(upstream) = &args.upstream {
+        return Ok(Backend::Upstream(upstream.clone()));
+    }
+    let password: Option<Password> = args.password_file.as_deref().map(password::read_file).transpose()?;
+    if password.is_none() {
+        warn!("no --password-file: anybody who can connect may offer services to the VM");
+    }
+    Ok(Backend::Standalone { password })
+}
