@@ -4,6 +4,7 @@
 pub mod describe;
 pub mod guest;
 pub mod password;
+pub mod printer;
 pub mod serve;
 pub mod shutdown;
 pub mod vm;
