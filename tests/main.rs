@@ -2,4 +2,5 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
+mod netstack;
 mod proxy;
