@@ -213,6 +213,11 @@ impl Socket {
         &mut self.window
     }
 
+    #[cfg(test)]
+    pub(crate) fn state_name(&self) -> &'static str {
+        self.state.name()
+    }
+
     /// Whether the owner still holds the id, so that it may command and must be told.
     pub(crate) fn is_owned(&self) -> bool {
         match self.state {
