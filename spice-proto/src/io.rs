@@ -223,3 +223,159 @@ fn late(machine: &mut impl Machine) -> Result<(), IoError> {
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::duplex;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::link::{CommonCaps, LinkVersion, TICKET_LEN};
+
+    fn link() -> ClientLink {
+        ClientLink {
+            version: LinkVersion::V2,
+            channel_type: 7,
+            channel_id: 0,
+            session_id: 0,
+            common_caps: CommonCaps::OURS,
+            channel_caps: vec![7],
+        }
+    }
+
+    fn welcome(key: &TicketKey) -> Decision {
+        Decision::Welcome(Welcome {
+            public_key: Box::new(*key.public_der()),
+            common_caps: vec![CommonCaps::OURS.bits()],
+            channel_caps: vec![5],
+        })
+    }
+
+    fn password(text: &str) -> Password {
+        Password::new(text).unwrap()
+    }
+
+    async fn both(given: &str) -> (Result<Linked, IoError>, Result<Linked, IoError>) {
+        let key = TicketKey::generate().unwrap();
+        // Small, so that every message takes several writes.
+        let (mut near, mut far) = duplex(13);
+        let wanted = password("sesame");
+        let given = password(given);
+        let check = async |opened: Result<Password, Undecryptable>| match opened {
+            Ok(opened) if opened.matches(&wanted) => Ok(()),
+            Ok(_) | Err(Undecryptable) => Err(LinkError::PermissionDenied),
+        };
+        tokio::join!(
+            connect(&mut near, link(), &given, Deadlines::default()),
+            accept(&mut far, &key, Deadlines::default(), |_| welcome(&key), check)
+        )
+    }
+
+    #[tokio::test]
+    async fn a_right_ticket_links() {
+        let (client, server) = both("sesame").await;
+        let (client, server) = (client.unwrap(), server.unwrap());
+        assert_eq!((client.peer_channel_caps, server.peer_channel_caps), (vec![5], vec![7]));
+        assert_eq!(client.header, server.header);
+        assert!(client.leftover.is_empty() && server.leftover.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_wrong_ticket_does_not() {
+        let (client, server) = both("other").await;
+        let denied = LinkError::PermissionDenied;
+        assert!(matches!(client, Err(IoError::Handshake(HandshakeError::Refused(error))) if error == denied));
+        assert!(matches!(server, Err(IoError::Handshake(HandshakeError::Denied(error))) if error == denied));
+    }
+
+    #[tokio::test]
+    async fn what_does_not_decrypt_is_told_as_a_wrong_ticket() {
+        let key = TicketKey::generate().unwrap();
+        let (mut near, mut far) = duplex(4096);
+        let client = async {
+            let mut machine = ClientHandshake::new(now(), Deadlines::default(), link());
+            loop {
+                flush(&mut near, &mut machine).await.unwrap();
+                match machine.needs() {
+                    ClientNeeds::Bytes(wanted) => {
+                        if let Err(error) = receive(&mut near, &mut machine, wanted).await {
+                            return error;
+                        }
+                    }
+                    ClientNeeds::Ticket(_) => machine.ticket(now(), &[0x5a; TICKET_LEN]).unwrap(),
+                    ClientNeeds::Done => panic!("linked"),
+                }
+            }
+        };
+        let check = async |opened: Result<Password, Undecryptable>| {
+            assert_eq!(opened, Err(Undecryptable));
+            Err(LinkError::PermissionDenied)
+        };
+        let (client, _) =
+            tokio::join!(client, accept(&mut far, &key, Deadlines::default(), |_| welcome(&key), check));
+        let denied = HandshakeError::Refused(LinkError::PermissionDenied);
+        assert!(matches!(client, IoError::Handshake(error) if error == denied));
+    }
+
+    #[tokio::test]
+    async fn decisions_reach_the_client() {
+        for (decision, expected) in [
+            (Decision::Refuse(LinkError::NeedSecured), HandshakeError::Refused(LinkError::NeedSecured)),
+            (Decision::Drop, HandshakeError::Closed(Step::ReplyHeader)),
+        ] {
+            let key = TicketKey::generate().unwrap();
+            let nothing = Password::empty();
+            let (mut near, far) = duplex(4096);
+            let server = async move {
+                let mut far = far;
+                let never = async |_| panic!("no ticket was due");
+                accept(&mut far, &key, Deadlines::default(), |_| decision, never).await
+            };
+            let (client, server) =
+                tokio::join!(connect(&mut near, link(), &nothing, Deadlines::default()), server);
+            assert!(server.is_err());
+            assert!(matches!(client, Err(IoError::Handshake(error)) if error == expected), "{expected}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_ends_in_a_deadline_at_both_ends() {
+        let started = Instant::now();
+        let (mut near, _far) = duplex(4096);
+        let outcome = connect(&mut near, link(), &Password::empty(), Deadlines::default()).await;
+        assert!(matches!(outcome, Err(IoError::Handshake(HandshakeError::Late(Step::ReplyHeader)))));
+        assert_eq!(started.elapsed().as_secs(), 10);
+
+        let key = TicketKey::generate().unwrap();
+        let (mut near, _far) = duplex(4096);
+        let never = async |_| panic!("no ticket came");
+        let outcome = accept(&mut near, &key, Deadlines::default(), |_| Decision::Drop, never).await;
+        assert!(matches!(outcome, Err(IoError::Handshake(HandshakeError::Late(Step::LinkHeader)))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_does_not_read_is_late_too() {
+        let (mut near, _far) = duplex(5);
+        let outcome = connect(&mut near, link(), &Password::empty(), Deadlines::default()).await;
+        assert!(matches!(outcome, Err(IoError::Handshake(HandshakeError::Late(Step::ReplyHeader)))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_verdict_that_takes_too_long_is_given_up() {
+        let key = TicketKey::generate().unwrap();
+        let (mut near, mut far) = duplex(4096);
+        let slow = async |_| {
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            Ok(())
+        };
+        let password = Password::empty();
+        let (client, server) = tokio::join!(
+            connect(&mut near, link(), &password, Deadlines::default()),
+            accept(&mut far, &key, Deadlines::default(), |_| welcome(&key), slow)
+        );
+        assert!(matches!(client, Err(IoError::Handshake(HandshakeError::Late(Step::LinkResult)))));
+        assert!(matches!(server, Err(IoError::Handshake(HandshakeError::Late(Step::Verdict)))));
+    }
+}

@@ -184,3 +184,120 @@ fn public_key(der: &[u8; PUBLIC_KEY_LEN]) -> Result<Rsa<Public>, SealError> {
     }
     Ok(key)
 }
+
+#[cfg(test)]
+mod tests {
+    use openssl::bn::BigNum;
+
+    use super::*;
+
+    /// A ticket for `key` with any plaintext, as a stranger could send.
+    fn raw_ticket(key: &TicketKey, plaintext: &[u8]) -> [u8; TICKET_LEN] {
+        let public = Rsa::public_key_from_der(key.public_der()).unwrap();
+        let mut sealed = [0; TICKET_LEN];
+        public.public_encrypt(plaintext, &mut sealed, Padding::PKCS1_OAEP).unwrap();
+        sealed
+    }
+
+    fn password(bytes: &[u8]) -> Password {
+        Password(bytes.to_vec())
+    }
+
+    #[test]
+    fn keys_are_new_and_have_the_one_encoding() {
+        let (one, other) = (TicketKey::generate().unwrap(), TicketKey::generate().unwrap());
+        assert_ne!(one.public_der(), other.public_der());
+        for key in [&one, &other] {
+            let der = key.public_der();
+            let head = "30819f300d06092a864886f70d010101050003818d0030818902818100";
+            let hex: String = der[..29].iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(hex, head);
+            assert_eq!(der[157..], [2, 3, 1, 0, 1]);
+        }
+        let sealed = seal(one.public_der(), &password(b"pw")).unwrap();
+        assert_eq!(other.open(&sealed), Err(Undecryptable));
+        assert!(one.open(&sealed).unwrap().matches(&password(b"pw")));
+    }
+
+    #[test]
+    fn plaintexts_are_read_as_servers_read_them() {
+        let key = TicketKey::generate().unwrap();
+        let open = |plaintext: &[u8]| key.open(&raw_ticket(&key, plaintext)).unwrap().0;
+        for length in [0, 1, 59, 60, 61, 85, 86] {
+            let mut plaintext = vec![b'x'; length];
+            assert_eq!(open(&plaintext), plaintext, "{length} without a NUL");
+            plaintext.push(0);
+            if length < MAX_PLAINTEXT {
+                assert_eq!(open(&plaintext), plaintext[..length], "{length} with a NUL");
+            }
+        }
+        assert_eq!(open(b"before\0after\0"), b"before");
+        assert_eq!(open(b"\0"), b"");
+        assert_eq!(open(&[0xff, 0xfe, 0x80]), [0xff, 0xfe, 0x80]);
+    }
+
+    #[test]
+    fn what_does_not_decrypt_is_one_error() {
+        let key = TicketKey::generate().unwrap();
+        let mut spoilt = seal(key.public_der(), &password(b"pw")).unwrap();
+        spoilt[77] ^= 1;
+        for ticket in [[0; TICKET_LEN], [0xff; TICKET_LEN], [0x5a; TICKET_LEN], spoilt] {
+            assert_eq!(key.open(&ticket), Err(Undecryptable));
+        }
+    }
+
+    #[test]
+    fn whatever_was_opened_can_be_sealed_again() {
+        let key = TicketKey::generate().unwrap();
+        for length in [0, 1, 59, 85, 86] {
+            let opened = key.open(&raw_ticket(&key, &vec![b'x'; length])).unwrap();
+            let again = seal(key.public_der(), &opened).unwrap();
+            assert_eq!(key.open(&again).unwrap(), opened, "{length}");
+        }
+    }
+
+    #[test]
+    fn passwords() {
+        assert_eq!(Password::new([b'x'; 59]).unwrap().0.len(), 59);
+        assert_eq!(Password::new([b'x'; 60]), Err(PasswordError::TooLong(60)));
+        assert_eq!(Password::new("a\0b"), Err(PasswordError::Nul(1)));
+        assert!(Password::new("").unwrap().matches(&Password::empty()));
+        assert!(!password(b"pw").matches(&password(b"pW")));
+        assert!(!password(b"pw").matches(&password(b"pw ")));
+        assert!(!password(b"pw").matches(&Password::empty()));
+        assert_eq!(format!("{:?}", password(b"pw")), "Password(..)");
+    }
+
+    /// A public key of any shape, put into the 162 bytes of a link reply.
+    fn shaped(bits: u32, exponent: u32) -> Option<[u8; PUBLIC_KEY_LEN]> {
+        let mut modulus = BigNum::new().unwrap();
+        modulus.rand(i32::try_from(bits).unwrap(), openssl::bn::MsbOption::ONE, true).unwrap();
+        let exponent = BigNum::from_u32(exponent).unwrap();
+        let der = Rsa::from_public_components(modulus, exponent).unwrap().public_key_to_der().unwrap();
+        let mut field = [0; PUBLIC_KEY_LEN];
+        field.get_mut(..der.len())?.copy_from_slice(&der);
+        Some(field)
+    }
+
+    #[test]
+    fn keys_that_are_none() {
+        let refusal = |der: &[u8; PUBLIC_KEY_LEN]| seal(der, &Password::empty()).unwrap_err();
+        assert_eq!(refusal(&[0; PUBLIC_KEY_LEN]), SealError::NotRsa);
+        assert_eq!(refusal(&[0xff; PUBLIC_KEY_LEN]), SealError::NotRsa);
+        assert_eq!(refusal(&shaped(1024, 1).unwrap()), SealError::Exponent);
+        assert_eq!(refusal(&shaped(1024, 4).unwrap()), SealError::Exponent);
+        assert!(seal(&shaped(1024, 3).unwrap(), &Password::empty()).is_ok());
+        assert_eq!(refusal(&shaped(1016, 65537).unwrap()), SealError::Bits(1016));
+        assert_eq!(refusal(&shaped(512, 65537).unwrap()), SealError::Bits(512));
+        assert!(shaped(2048, 65537).is_none(), "does not even fit");
+        let mut trailing = shaped(1024, 3).unwrap();
+        trailing[161] = 1;
+        assert_eq!(refusal(&trailing), SealError::Trailing);
+        let curve = openssl::ec::EcGroup::from_curve_name(openssl::nid::Nid::X9_62_PRIME256V1).unwrap();
+        let curve = openssl::pkey::PKey::from_ec_key(openssl::ec::EcKey::generate(&curve).unwrap()).unwrap();
+        let mut field = [0; PUBLIC_KEY_LEN];
+        let der = curve.public_key_to_der().unwrap();
+        field[..der.len()].copy_from_slice(&der);
+        assert_eq!(refusal(&field), SealError::NotRsa);
+    }
+}
