@@ -5,8 +5,10 @@
 //! is polled. They take turns with one [`Interface`], which holds nothing of a connection: with `any_ip` it takes every
 //! address, since the edge has already decided which exist.
 //!
-//! smoltcp 0.14 needs care in five places, all of them here:
+//! smoltcp 0.14 needs care in six places, all of them here:
 //!
+//! * it takes the window of its own SYN-ACK, which is not scaled, for a scaled one, and panics when the guest fills what it
+//!   believes to have announced: [`window_ring`] sizes rings so that both are the same;
 //! * a FIN whose data does not fit the window is taken although the data was cut: such a segment is fed as two;
 //! * `close` before the handshake is over takes the guest's acknowledgement of our SYN for one of our FIN: it is put off;
 //! * when TIME-WAIT ends, unread data is thrown away: the netstack keeps TIME-WAIT itself and lets go of the socket;
@@ -164,7 +166,7 @@ impl Flow {
         scratch: &mut Scratch,
     ) -> Flow {
         // Zeroed memory comes untouched from the system: a ring costs what was written to it.
-        let receive = tcp::SocketBuffer::new(vec![0; options.receive_buffer]);
+        let receive = tcp::SocketBuffer::new(vec![0; window_ring(options.receive_buffer)]);
         let send = tcp::SocketBuffer::new(vec![0; options.send_buffer]);
         let mut socket = tcp::Socket::new(receive, send);
         socket.set_nagle_enabled(false);
@@ -398,6 +400,12 @@ impl Flow {
             }
         }
     }
+}
+
+/// The largest size up to `size` that a window field can say exactly: 65,535, or that shifted by some window scale.
+fn window_ring(size: usize) -> usize {
+    let largest = usize::from(u16::MAX);
+    (0..=14).rev().map(|scale| largest << scale).find(|exact| *exact <= size).unwrap_or(size)
 }
 
 /// What smoltcp has just been given.

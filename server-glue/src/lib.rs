@@ -19,3 +19,10 @@ mod relay;
 pub mod session;
 mod standalone;
 pub mod stream;
+
+#[cfg(test)]
+mod edge_tests;
+#[cfg(test)]
+mod script;
+#[cfg(test)]
+mod tcp_tests;
