@@ -1,4 +1,5 @@
-//! The channel: its commands and what it gives out. What the peer says comes in through `inbound.rs`.
+//! The channel: its commands and getters. What the peer says comes in through `inbound.rs`, and messages
+//! leave through `outbound.rs`.
 //!
 //! # Theory of operation
 //!
@@ -19,7 +20,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use spice_proto::base::{BaseClientMessage, BaseServerMessage, Disconnecting};
-use spice_proto::frame::{HeaderForm, put_header};
+use spice_proto::frame::HeaderForm;
 use spice_proto::link::TunnelCaps;
 use spice_proto::tunnel::{
     ClientMessage, IpInfo, Layout, MAX_CLIENT_CONTROL, MAX_TEXT, ServerMessage, ServiceAdd, ServiceId,
@@ -27,12 +28,11 @@ use spice_proto::tunnel::{
 };
 
 use crate::config::{Config, MAX_DATA_LIMIT, Role, Terms};
-use crate::credit::Announce;
 use crate::event::{AddError, Event, MapError, NewService, OpenError, Violation};
 use crate::liveness::{Acks, Liveness, Ping, TimeoutReason};
 use crate::outgoing::Outgoing;
 use crate::service::{Directory, ServiceFault};
-use crate::socket::{Fate, Illegal, Say, Socket, Step, Tell};
+use crate::socket::{Fate, Illegal, Socket, Step, Tell};
 use crate::table::{Ids, Table};
 
 /// One end of a tunnel channel.
@@ -63,11 +63,12 @@ pub struct Channel {
     /// Services that the client announced; at the client, those that it has not removed.
     pub(crate) directory: Directory,
     pub(crate) liveness: Liveness,
-    serial: u64,
-    outgoing: Outgoing,
+    /// Of the last message that was queued.
+    pub(crate) serial: u64,
+    pub(crate) outgoing: Outgoing,
     /// Body of the message being written, then its header. Empty in between, kept for their memory.
-    body: Vec<u8>,
-    head: Vec<u8>,
+    pub(crate) body: Vec<u8>,
+    pub(crate) head: Vec<u8>,
 }
 
 /// How far the channel is.
@@ -106,7 +107,7 @@ pub(crate) struct Backlog {
     /// INVARIANT: the sum over the windows of all sockets in their owner's hands.
     pub(crate) bytes: usize,
     /// Sockets with credit that was not returned because the backlog was too long.
-    held: BTreeSet<SocketId>,
+    pub(crate) held: BTreeSet<SocketId>,
 }
 
 /// Outgoing bytes above which sources should not be read, whatever their credit, for messages of the usual size.
@@ -354,36 +355,6 @@ impl Channel {
         self.command(socket, "refuse", Role::Client, Socket::refuse);
     }
 
-    /// Writes one DATA message straight into the outgoing buffer, and pays a token for it. `fill` is called with
-    /// [`Channel::max_data`] bytes of room and gives how many it filled from the start; it is not called without
-    /// credit. Gives the number of bytes sent. 0: there was no credit or `fill` had nothing, and nothing was sent.
-    pub fn send(&mut self, socket: SocketId, fill: impl FnOnce(&mut [u8]) -> usize) -> usize {
-        let max_data = self.max_data();
-        let kind = match self.side {
-            Side::Server { .. } => ServerMessage::SocketData { socket, payload: &[] }.kind(),
-            Side::Client { .. } => ClientMessage::SocketData { socket, payload: &[] }.kind(),
-        };
-        let Some(state) = self.table.get_mut(socket) else { return 0 };
-        if state.sendable() == 0 {
-            return 0;
-        }
-        let before = self.header.len() + ID_LEN;
-        let room = self.outgoing.room(before + max_data);
-        let Some((front, payload)) = room.split_at_mut_checked(before) else { return 0 };
-        let filled = fill(payload).min(max_data);
-        if filled == 0 {
-            return 0;
-        }
-        self.serial = self.serial.wrapping_add(1);
-        self.head.clear();
-        put_header(self.header, &mut self.head, self.serial, kind, to_size(filled + ID_LEN));
-        self.head.extend_from_slice(&socket.0.to_le_bytes());
-        front.copy_from_slice(&self.head);
-        self.outgoing.commit(before + filled);
-        state.sent();
-        filled
-    }
-
     /// The local source ended: the guest's FIN, the service's end of file. All of it was sent.
     pub fn finish(&mut self, socket: SocketId) {
         let role = self.role();
@@ -533,107 +504,13 @@ impl Channel {
         }
     }
 
-    /// Tells the peer of credit that is due, or remembers that it was held back.
-    pub(crate) fn return_credit(&mut self, id: SocketId) {
-        let policy = self.terms.policy;
-        let over_budget = self.backlog.bytes > self.terms.config.memory_budget;
-        while let Some(socket) = self.table.get_mut(id) {
-            if !socket.wants_credit() {
-                return;
-            }
-            let window = socket.window_mut();
-            let due = if over_budget { window.take_trickle(policy) } else { window.take_due(policy) };
-            let Some(Announce(tokens)) = due else { break };
-            match self.side {
-                Side::Server { .. } => self.say_server(ServerMessage::SocketToken { socket: id, tokens }),
-                Side::Client { .. } => self.say_client(ClientMessage::SocketToken { socket: id, tokens }),
-            }
-        }
-        if over_budget {
-            self.backlog.held.insert(id);
-        }
-    }
-
-    fn release_held(&mut self) {
-        while self.backlog.bytes <= self.terms.config.memory_budget
-            && let Some(id) = self.backlog.held.pop_first()
-        {
-            self.return_credit(id);
-        }
-    }
-
     /// The channel is over: nothing more is said, and no sockets are left.
     pub(crate) fn end(&mut self) {
         self.phase = Phase::Ended;
         self.table.clear();
         self.backlog = Backlog::default();
     }
-
-    // ---- how messages are written ----
-
-    fn say(&mut self, socket: SocketId, say: Say) {
-        let tokens = self.terms.policy.window;
-        match self.role() {
-            Role::Server => {
-                let message = match say {
-                    Say::Fin => ServerMessage::SocketFin { socket },
-                    Say::Close | Say::Reset => ServerMessage::SocketClose { socket },
-                    Say::ClosedAck => ServerMessage::SocketClosedAck { socket },
-                    Say::OpenAck | Say::OpenNack => {
-                        debug_assert!(false, "only a client answers OPEN");
-                        return;
-                    }
-                };
-                self.say_server(message);
-            }
-            Role::Client => {
-                let message = match say {
-                    Say::OpenAck => ClientMessage::SocketOpenAck { socket, tokens },
-                    Say::OpenNack => ClientMessage::SocketOpenNack { socket },
-                    Say::Fin => ClientMessage::SocketFin { socket },
-                    Say::Close => ClientMessage::SocketClosed { socket },
-                    Say::Reset if self.terms.has(TunnelCaps::RESET) => ClientMessage::SocketReset { socket },
-                    Say::Reset => ClientMessage::SocketClosed { socket },
-                    Say::ClosedAck => ClientMessage::SocketClosedAck { socket },
-                };
-                self.say_client(message);
-            }
-        }
-    }
-
-    fn say_server(&mut self, message: ServerMessage<'_>) {
-        message.write_body(&mut self.body);
-        self.queue(message.kind());
-    }
-
-    pub(crate) fn say_client(&mut self, message: ClientMessage<'_>) {
-        message.write_body(self.terms.layout, &mut self.body);
-        self.queue(message.kind());
-    }
-
-    fn say_base_server(&mut self, message: &BaseServerMessage<'_>) {
-        message.write_body(&mut self.body);
-        self.queue(message.kind());
-    }
-
-    pub(crate) fn say_base_client(&mut self, message: &BaseClientMessage<'_>) {
-        message.write_body(&mut self.body);
-        self.queue(message.kind());
-    }
-
-    /// Queues `self.body` as a message.
-    fn queue(&mut self, kind: u16) {
-        self.serial = self.serial.wrapping_add(1);
-        self.head.clear();
-        put_header(self.header, &mut self.head, self.serial, kind, to_size(self.body.len()));
-        self.outgoing.append(&self.head);
-        self.outgoing.append(&self.body);
-        self.body.clear();
-    }
 }
-
-/// The socket's id, which precedes the payload of DATA, in bytes.
-const ID_LEN: usize = 2;
 
 /// What a body may have beyond the longest payload.
 const SLACK: u32 = 1024;
@@ -653,9 +530,4 @@ fn event_of(socket: SocketId, tell: Tell) -> Event<'static> {
 
 pub(crate) fn to_usize(n: u32) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
-}
-
-/// Our own messages are far shorter than 4 GiB.
-fn to_size(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
 }

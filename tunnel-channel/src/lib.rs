@@ -5,7 +5,8 @@
 //!
 //! | question | module |
 //! | --- | --- |
-//! | what can be commanded, and what goes out | `channel` |
+//! | what can be commanded | `channel` |
+//! | how do messages go out | `outbound` |
 //! | what does a message of the peer do | `inbound` |
 //! | what may happen to a socket, in which order | `socket` |
 //! | who may send how much | `credit` |
@@ -23,15 +24,18 @@ mod channel;
 mod config;
 mod credit;
 mod event;
-mod inbound;
-mod liveness;
-mod outgoing;
 #[cfg(any(test, feature = "test-pair"))]
 #[expect(
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
     reason = "a test tool: what does not hold must panic, and its numbers are small"
 )]
+mod exercise;
+mod inbound;
+mod liveness;
+mod outbound;
+mod outgoing;
+#[cfg(any(test, feature = "test-pair"))]
 pub mod pair;
 mod service;
 mod socket;

@@ -1,6 +1,9 @@
 mod dances;
 mod flow;
 mod hostile;
+mod hostile_client;
+mod hostile_server;
+mod nonsense;
 mod scale;
 mod sequences;
 mod states;

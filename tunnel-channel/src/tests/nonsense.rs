@@ -1,0 +1,190 @@
+//! Peers and owners that do anything in any order: nothing panics, and what the owner believes stays true.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use proptest::prelude::*;
+use spice_proto::link::TunnelCaps;
+use spice_proto::tunnel::{ClientMessage, IpInfo, Layout, ServerMessage, ServiceId, SocketId};
+
+use super::hostile::*;
+use super::new_service;
+use crate::{Channel, Config, Event, Role};
+
+/// One thing out of the blue: a message of the peer or a command of the owner.
+type Nonsense = (u8, u8, u8, u8);
+
+fn nonsense() -> impl Strategy<Value = Vec<Nonsense>> {
+    prop::collection::vec((0u8..16, 0u8..5, any::<u8>(), any::<u8>()), 0..200)
+}
+
+/// What the owner may believe, checked against every event.
+#[derive(Default)]
+struct Belief {
+    offered: BTreeSet<u32>,
+    /// Sockets in the owner's hands, and the messages that wait.
+    held: BTreeMap<SocketId, u32>,
+    given_up: bool,
+}
+
+impl Belief {
+    fn hear(&mut self, event: &Event<'_>, window: u32) {
+        match event {
+            Event::Open { socket, service } => {
+                assert!(self.offered.contains(&service.0), "never offered");
+                assert_eq!(self.held.insert(*socket, 0), None);
+            }
+            Event::Data { socket, payload } => {
+                assert!(!payload.is_empty());
+                let waiting = self.held.get_mut(socket).expect("data for a socket of the owner");
+                *waiting += 1;
+                assert!(*waiting <= window);
+            }
+            Event::Refused { socket } | Event::Reset { socket, .. } => {
+                assert!(self.held.remove(socket).is_some(), "gone twice");
+            }
+            Event::Accepted { socket }
+            | Event::Finished { socket }
+            | Event::Writable { socket }
+            | Event::PeerClosed { socket } => assert!(self.held.contains_key(socket)),
+            Event::Migrate => self.held.clear(),
+            Event::ServiceAdded(_)
+            | Event::ServiceRejected { .. }
+            | Event::ServiceRemoved { .. }
+            | Event::ServiceMapped { .. }
+            | Event::Ready { .. }
+            | Event::Disconnecting { .. } => {}
+        }
+    }
+
+    fn command(&mut self, channel: &mut Channel, which: u8, socket: SocketId, amount: u8) {
+        let role = channel.role();
+        match which {
+            0 if role == Role::Client => channel.accept(socket),
+            1 if role == Role::Client => {
+                if channel.table.get(socket).is_some_and(|s| s.state_name() == "opening") {
+                    self.held.remove(&socket);
+                }
+                channel.refuse(socket);
+            }
+            2 => {
+                channel.close(socket);
+                self.held.remove(&socket);
+            }
+            3 => {
+                channel.reset(socket);
+                self.held.remove(&socket);
+            }
+            4 => channel.finish(socket),
+            5 => {
+                if let Some(waiting) = self.held.get_mut(&socket) {
+                    let messages = (*waiting).min(u32::from(amount) % 4);
+                    *waiting -= messages;
+                    channel.delivered(socket, messages);
+                }
+            }
+            6 => {
+                channel.send(socket, |room| room.len().min(usize::from(amount)));
+            }
+            _ if role == Role::Server => {
+                if let Ok(socket) = channel.open(ServiceId(0)) {
+                    assert_eq!(self.held.insert(socket, 0), None, "an id was given out twice");
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nonsense_to_a_server(all: bool, budget in 0usize..3000, nonsense in nonsense()) {
+        let caps = if all { TunnelCaps::OURS } else { TunnelCaps::EXTENDED };
+        let config = Config { window: 3, max_sockets: 4, max_data: 100, memory_budget: budget, ..Config::default() };
+        let mut server = new(Role::Server, caps, config);
+        from_client(&mut server, ClientMessage::ServiceAdd(service_add(0, 0, b"printer")));
+        let mut belief = Belief::default();
+        for (kind, id, amount, more) in nonsense {
+            let socket = SocketId(u16::from(id));
+            if amount % 2 == 0 {
+                belief.command(&mut server, kind % 8, socket, more);
+            } else {
+                let payload = [more; 101];
+                let messages = [
+                    ClientMessage::SocketOpenAck { socket, tokens: u32::from(more % 4) },
+                    ClientMessage::SocketOpenNack { socket },
+                    ClientMessage::SocketFin { socket },
+                    ClientMessage::SocketClosed { socket },
+                    ClientMessage::SocketData { socket, payload: &payload[..usize::from(more).min(101)] },
+                    ClientMessage::SocketToken { socket, tokens: u32::from(more) << (more % 32) },
+                    ClientMessage::SocketReset { socket },
+                    ClientMessage::SocketClosedAck { socket },
+                    ClientMessage::SocketOpenAck { socket, tokens: 2 },
+                    ClientMessage::SocketData { socket, payload: b"some" },
+                ];
+                let message = messages[usize::from(kind) % messages.len()];
+                let mut body = Vec::new();
+                message.write_body(Layout::B, &mut body);
+                match server.handle_frame(Instant::now(), frame(message.kind(), &body)) {
+                    Ok(Some(event)) => belief.hear(&event, 3),
+                    Ok(None) => {}
+                    Err(_) => belief.given_up = true,
+                }
+            }
+            if belief.given_up {
+                prop_assert_eq!(server.sockets(), 0);
+                break;
+            }
+            let owned = belief.held.keys().filter(|id| server.table.get(**id).is_some_and(|s| s.is_owned()));
+            prop_assert_eq!(owned.count(), belief.held.len());
+            prop_assert!(server.sockets() <= 4 && server.waiting() <= 2 * budget.max(100));
+        }
+    }
+
+    #[test]
+    fn nonsense_to_a_client(all: bool, budget in 0usize..3000, nonsense in nonsense()) {
+        let caps = if all { TunnelCaps::OURS } else { TunnelCaps::EXTENDED };
+        let config = Config { window: 3, max_sockets: 4, max_data: 100, memory_budget: budget, ..Config::default() };
+        let mut client = new(Role::Client, caps, config);
+        from_server(&mut client, init(6, 100));
+        client.add_service(new_service(0, b"printer")).unwrap();
+        client.add_service(new_service(1, b"scanner")).unwrap();
+        client.remove_service(ServiceId(1));
+        let mut belief = Belief { offered: BTreeSet::from([0]), ..Belief::default() };
+        for (kind, id, amount, more) in nonsense {
+            let socket = SocketId(u16::from(id));
+            if amount % 2 == 0 {
+                belief.command(&mut client, kind % 8, socket, more);
+            } else {
+                let payload = [more; 101];
+                let messages = [
+                    ServerMessage::SocketOpen { socket, service: ServiceId(u32::from(more % 3)), tokens: 2 },
+                    ServerMessage::SocketFin { socket },
+                    ServerMessage::SocketClose { socket },
+                    ServerMessage::SocketData { socket, payload: &payload[..usize::from(more).min(101)] },
+                    ServerMessage::SocketToken { socket, tokens: u32::from(more) << (more % 32) },
+                    ServerMessage::SocketClosedAck { socket },
+                    ServerMessage::ServiceIpMap { service: ServiceId(u32::from(more % 2)), address: IpInfo::Invalid },
+                    ServerMessage::SocketData { socket, payload: b"some" },
+                ];
+                let message = messages[usize::from(kind) % messages.len()];
+                let mut body = Vec::new();
+                message.write_body(&mut body);
+                match client.handle_frame(Instant::now(), frame(message.kind(), &body)) {
+                    Ok(Some(event)) => belief.hear(&event, 3),
+                    Ok(None) => {}
+                    Err(_) => belief.given_up = true,
+                }
+            }
+            if belief.given_up {
+                prop_assert_eq!(client.sockets(), 0);
+                break;
+            }
+            let owned = belief.held.keys().filter(|id| client.table.get(**id).is_some_and(|s| s.is_owned()));
+            prop_assert_eq!(owned.count(), belief.held.len());
+            prop_assert!(client.sockets() <= 6 && client.waiting() <= 2 * budget.max(100));
+        }
+    }
+}
