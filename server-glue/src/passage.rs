@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use spice_proto::base::FIRST_OF_CHANNEL;
-use spice_proto::frame::{HeaderForm, Split, split};
+use spice_proto::frame::{FrameSkimmer, HeaderForm, Skimmed};
 use spice_proto::handshake::ServerHandshake;
 use spice_proto::io::advance;
 use spice_proto::link::{
@@ -259,31 +259,15 @@ async fn first_message(
             ));
         }
         got.extend_from_slice(piece.get(..n).unwrap_or_default());
-        match split(header, u32::MAX, &got) {
-            Ok(Split::Frame { frame, consumed }) => {
-                let size = u32::try_from(frame.body.len()).unwrap_or(u32::MAX);
-                if frame.kind == DISPLAY_INIT && size == DISPLAY_INIT_LEN && consumed == got.len() {
-                    return Ok(got);
-                }
-                return Err(End::NotInit { kind: frame.kind, size });
-            }
-            Ok(Split::Incomplete { needed }) if needed > wanted => {
-                let size = u32::try_from(needed - header.len()).unwrap_or(u32::MAX);
-                return Err(End::NotInit { kind: kind_of(header, &got), size });
-            }
-            Ok(Split::Incomplete { .. }) => {}
-            Err(_) => return Err(End::NotInit { kind: kind_of(header, &got), size: u32::MAX }),
+        if let Some(Skimmed::Header { header, .. }) = FrameSkimmer::new(header).next(&mut got.as_slice())
+            && (header.kind != DISPLAY_INIT || header.size != DISPLAY_INIT_LEN)
+        {
+            return Err(End::NotInit { kind: header.kind, size: header.size });
+        }
+        if got.len() == wanted {
+            return Ok(got);
         }
     }
-}
-
-/// The type in a header that is there.
-fn kind_of(header: HeaderForm, bytes: &[u8]) -> u16 {
-    let at = match header {
-        HeaderForm::Full => 8,
-        HeaderForm::Mini => 0,
-    };
-    bytes.get(at..).and_then(|rest| rest.first_chunk()).copied().map(u16::from_le_bytes).unwrap_or_default()
 }
 
 fn reseal(welcome: &Welcome, password: &Password) -> Result<[u8; TICKET_LEN], End> {

@@ -13,6 +13,9 @@
 //!
 //! What strangers cost is bounded: links in waiting by number and deadline ([`Limits`]), tickets by a pace.
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -346,8 +349,15 @@ impl Link {
                 }
             },
             Err(error) => {
-                report(&peer, None, &error.into());
-                return farewell(stream).await;
+                let end = End::from(error);
+                report(&peer, None, &end);
+                let Self { place: _place, admission, .. } = self;
+                drop(admission);
+                if end.is_wrong() {
+                    // It has been told why.
+                    farewell(stream).await;
+                }
+                return;
             }
         };
         tracing::debug!(%peer, channel = channel_name(mess.channel_type), id = mess.channel_id, session = mess.session_id, "link");

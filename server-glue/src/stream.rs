@@ -98,11 +98,21 @@ impl Upstream {
     }
 }
 
-/// Sends small messages at once, and notices within a minute and a half when the peer's machine is gone.
+/// A peer that acknowledges nothing for so long is gone.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+
+/// Sends small messages at once, and notices within a minute or two when the peer's machine is gone.
+///
+/// That needs both timers: keepalive rests while bytes are on their way. A link that hung for the quarter of an hour that
+/// the system would take would keep its session, and so its tunnel, from the user who comes back by another way.
 pub fn tune(stream: &TcpStream) {
+    let socket = SockRef::from(stream);
     let keepalive =
         TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(15));
-    let tuned = stream.set_nodelay(true).and_then(|()| SockRef::from(stream).set_tcp_keepalive(&keepalive));
+    let tuned = stream.set_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&keepalive));
+    #[cfg(target_os = "linux")]
+    let tuned = tuned.and_then(|()| socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED)));
     if let Err(error) = tuned {
         // The connection works without, only worse.
         tracing::debug!(%error, "could not tune a connection");
