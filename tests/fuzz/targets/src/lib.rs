@@ -1,0 +1,33 @@
+//! What is fuzzed. Every target is a function of bytes that panics when something is wrong, so that the fuzzers and the
+//! ordinary tests, which replay what fuzzing found, run the same code.
+//!
+//! The first bytes of an input choose how the rest is used; see each target. An input that is too short reads as zeros.
+
+mod channel;
+mod frames;
+mod input;
+mod link;
+mod messages;
+mod netstack;
+mod packet;
+
+pub use channel::channel;
+pub use frames::frames;
+pub use link::link;
+pub use messages::messages;
+pub use netstack::netstack;
+/// Two channels, both honest, under any sequence of operations of their owners, of the link and of time.
+pub use tunnel_channel::pair::exercise_bytes as pair;
+
+/// A target: any bytes, and a panic for a bug.
+pub type Target = fn(&[u8]);
+
+/// All targets by name, which is also the name of their directories in `corpus` and `crashes`.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("channel", channel),
+    ("frames", frames),
+    ("link", link),
+    ("messages", messages),
+    ("netstack", netstack),
+    ("pair", pair),
+];
