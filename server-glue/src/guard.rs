@@ -160,7 +160,7 @@ impl Admission {
     }
 
     /// The ticket was right: whatever went before were typing errors.
-    pub(crate) fn right(self) {
+    pub(crate) fn right(&self) {
         if let Some(address) = self.source
             && let Some(source) = self.guard.lock().sources.get_mut(&address)
         {
@@ -261,6 +261,7 @@ mod tests {
             link.wrong(now);
         }
         link.right();
+        drop(link);
         let link = guard.admit(now, address("10.0.0.1")).unwrap();
         assert_eq!(link.book(now), Some(now));
     }

@@ -174,18 +174,14 @@ async fn unseen(
     let peer = link.peer.clone();
     let offered = welcome.has_no_key() || welcome.common().contains(CommonCaps::AUTH_SASL);
     let mut relaying = Box::pin(relay_blindly(client, server));
-    let outcome = if offered {
-        // We cannot see whether it is authenticated. Give it the time that anyone has, then count it as if it were.
-        match timeout(link.inner.config.limits.deadlines.total, &mut relaying).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                let _trusted = link.authenticated();
-                relaying.await
-            }
+    let outcome = match timeout(link.inner.config.limits.deadlines.total, &mut relaying).await {
+        Ok(outcome) => outcome,
+        // Whether it is authenticated by now we cannot see. It had the time that anyone has, and counts as any from here on.
+        Err(_) if offered => {
+            let _any = link.let_go();
+            relaying.await
         }
-    } else {
-        // Nobody offered it, so that it stays among the strangers.
-        relaying.await
+        Err(_) => return Err(End::Late("the end of an authentication that the server did not offer")),
     };
     if let Err(error) = outcome {
         tracing::info!(%peer, channel, %error, "link broke");

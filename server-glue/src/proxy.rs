@@ -141,8 +141,12 @@ pub(crate) struct Inner {
     pub(crate) registry: Registry,
     guard: Guard,
     links: Arc<Semaphore>,
+    keys: Semaphore,
     pub(crate) silent_displays: Arc<Semaphore>,
 }
+
+/// Ticket keys computed at once.
+const KEYS_AT_ONCE: usize = 2;
 
 /// Why a link ended in its link stage.
 #[derive(Debug, thiserror::Error)]
@@ -237,6 +241,7 @@ impl Proxy {
                 registry: Registry::default(),
                 guard: Guard::new(bounds),
                 links: Arc::new(Semaphore::new(limits.links)),
+                keys: Semaphore::new(KEYS_AT_ONCE),
                 silent_displays: Arc::new(Semaphore::new(limits.silent_displays)),
             }),
         }
@@ -441,6 +446,11 @@ impl Link {
     /// The ticket was right.
     pub(crate) fn authenticated(self) -> Trusted {
         self.admission.right();
+        self.let_go()
+    }
+
+    /// Nobody knows about the ticket, but the link may stay.
+    pub(crate) fn let_go(self) -> Trusted {
         Trusted { inner: self.inner, peer: self.peer, place: self.place, shutdown: self.shutdown }
     }
 
@@ -452,7 +462,7 @@ impl Link {
         machine: &mut ServerHandshake,
         (common_caps, channel_caps): (Vec<u32>, Vec<u32>),
     ) -> Result<Judged, End> {
-        let key = new_key().await?;
+        let key = self.new_key().await?;
         machine
             .welcome(now(), Welcome { public_key: Box::new(*key.public_der()), common_caps, channel_caps })?;
         advance(stream, machine).await?;
@@ -472,6 +482,16 @@ impl Link {
             }
             None => Judged::Refuse(LinkError::ChannelNotAvailable),
         })
+    }
+
+    /// Making one is milliseconds of computing, which must not hold up other links. Strangers can ask for it, so that only
+    /// a few are made at once.
+    async fn new_key(&self) -> Result<TicketKey, End> {
+        let _turn = self.inner.keys.acquire().await;
+        match tokio::task::spawn_blocking(TicketKey::generate).await {
+            Ok(key) => Ok(key?),
+            Err(_) => Err(End::Over("the proxy shuts down")),
+        }
     }
 
     /// `None` when upstream does not say.
@@ -536,14 +556,6 @@ pub(crate) async fn finish_refused(mut stream: BoxStream, mut machine: ServerHan
     advance(&mut stream, &mut machine).await?;
     farewell(stream).await;
     machine.finish().map(drop).map_err(End::from)
-}
-
-/// Making one is milliseconds of computing, which must not hold up other links.
-async fn new_key() -> Result<TicketKey, End> {
-    match tokio::task::spawn_blocking(TicketKey::generate).await {
-        Ok(key) => Ok(key?),
-        Err(_) => Err(End::Over("the proxy shuts down")),
-    }
 }
 
 /// Waits for `work` no longer than `limit`.

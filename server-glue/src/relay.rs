@@ -83,6 +83,7 @@ pub(crate) async fn relay(
     both(up, down, || {
         if let Some(main) = main {
             main.session.end();
+            tracing::info!(peer, "session over");
         }
     })
     .await

@@ -185,8 +185,10 @@ async fn flush<S: AsyncWrite + Unpin>(stream: &mut S, machine: &mut impl Machine
             None => late(machine)?,
         }
     }
-    stream.flush().await?;
-    Ok(())
+    match deadline(machine, stream.flush()).await {
+        Some(flushed) => Ok(flushed?),
+        None => late(machine),
+    }
 }
 
 async fn receive<S: AsyncRead + Unpin>(

@@ -445,6 +445,23 @@ async fn sasl_passes_unseen() {
 }
 
 #[tokio::test]
+async fn what_the_server_did_not_offer_does_not_last() {
+    let deadlines = Deadlines { step: Duration::from_millis(200), total: Duration::from_millis(300) };
+    let bench = bench(Limits { deadlines, ..Limits::default() });
+    for (caps, lasts) in [(0x0b, false), (0x0f, true)] {
+        let mut client = bench.client();
+        client.write_all(&mess(ChannelType::MAIN, 0)).await.unwrap();
+        let mut server = bench.server().await;
+        mess_of(&mut server).await;
+        server.write_all(&welcome([1; 162], caps)).await.unwrap();
+        welcome_on(&mut client).await;
+        client.write_all(&MECHANISM_SASL.to_le_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(silent(&mut client).await, lasts, "{caps:#x}");
+    }
+}
+
+#[tokio::test]
 async fn a_tunnel_link_answers_sasl_as_a_server_without_it() {
     let bench = bench(Limits::default());
     for mechanism in [MECHANISM_SASL, 0, 77] {

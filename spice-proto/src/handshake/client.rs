@@ -102,7 +102,7 @@ impl ClientHandshake {
         }
     }
 
-    /// Bytes from the server; returns how many were consumed, as [`ServerHandshake::handle_bytes`] does.
+    /// Bytes from the server; returns how many were consumed, as [`super::ServerHandshake::handle_bytes`] does.
     ///
     /// # Errors
     /// That the server refused, or what it got wrong.
