@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use spice_tunnel::{serve, shutdown};
+use spice_tunnel::{connect, demo, serve, shutdown};
 use tracing_subscriber::EnvFilter;
 
 /// Brings what stands in a Spice user's network (printers, NAS, web interfaces) into reach of the VM.
@@ -26,6 +26,10 @@ RUST_LOG=server_glue=trace. Exit code: 0 fine, 1 failed, 2 wrong usage.";
 enum Command {
     /// Beside the VM: put the tunnel channel in front of a Spice server
     Serve(serve::ServeArgs),
+    /// At the user's desk: share services with the VM, next to any viewer
+    Connect(connect::ConnectArgs),
+    /// Show all of it in one process: a guest prints on a printer that only its user can reach
+    Demo(demo::DemoArgs),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +49,8 @@ fn main() -> ExitCode {
         let shutdown = shutdown::on_signals()?;
         match cli.command {
             Command::Serve(args) => serve::run(args, shutdown).await?,
+            Command::Connect(args) => connect::run(args, shutdown).await?,
+            Command::Demo(args) => demo::run(args, shutdown).await?,
         }
         Ok(())
     });
@@ -59,7 +65,8 @@ fn main() -> ExitCode {
 /// The demo prints its own story; the other commands log what an administrator wants to see.
 fn default_filter(command: &Command) -> &'static str {
     match command {
-        Command::Serve(_) => "info",
+        Command::Serve(_) | Command::Connect(_) => "info",
+        Command::Demo(_) => "warn",
     }
 }
 

@@ -16,7 +16,7 @@ use server_glue::stream::Upstream;
 use spice_proto::ticket::Password;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -24,6 +24,10 @@ use crate::password::{self, PasswordFileError};
 
 /// How long the VM's task may take to end its tunnel and remove its socket.
 const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Which of a user's networks a service is in. Clients cannot say it yet, so there is one.
+const NETWORK_ID: &str = "default";
+const DEFAULT_MAX_CONNECTIONS: u16 = 16_384;
 
 /// What `serve` is told.
 #[derive(Debug, Args)]
@@ -72,7 +76,7 @@ pub struct ServeArgs {
     no_companion: bool,
 
     /// Most connections of the guest at once
-    #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_CONNECTIONS, value_parser = clap::value_parser!(u16).range(1..))]
     max_connections: u16,
 }
 
@@ -158,45 +162,123 @@ pub async fn run(args: ServeArgs, shutdown: CancellationToken) -> Result<(), Err
         listeners.push(listener);
     }
     info!(card = %args.nic, subnet = %args.subnet.0, "the virtual network is up");
-
-    let proxy = Proxy::new(ProxyConfig {
+    let server = Server::start(Parts {
+        nic,
+        net,
+        book,
+        lease_file: args.lease_file,
         backend,
-        tunnel: TunnelPolicy::Enabled { companion: !args.no_companion },
-        limits: Limits::default(),
+        companion: !args.no_companion,
+        max_connections: args.max_connections,
+        listeners,
     });
-    let (to_session, tunnels) = mpsc::channel(1);
-    let channel =
-        tunnel_channel::Config { max_sockets: args.max_connections, ..tunnel_channel::Config::default() };
-    let session = Session::new(nic, Netstack::new(net), book, args.lease_file, channel, tunnels);
-    let session = tokio::spawn(session.run(shutdown.clone()));
-
-    let mut serving = JoinSet::new();
-    for listener in listeners {
-        let (proxy, to_session, shutdown) = (proxy.clone(), to_session.clone(), shutdown.clone());
-        serving.spawn(async move { proxy.serve(listener, to_session, shutdown).await });
-    }
-    serving.join_all().await;
-    if tokio::time::timeout(GOODBYE, session).await.is_err() {
-        warn!("the VM's task did not end in time");
-    }
+    shutdown.cancelled().await;
+    server.stop().await;
     info!("stopped");
     Ok(())
 }
 
-fn net_config(args: &ServeArgs) -> Result<NetConfig, Error> {
+/// What a [`Server`] is made of.
+pub struct Parts {
+    /// The VM's card.
+    pub nic: Nic,
+    /// The virtual network.
+    pub net: NetConfig,
+    /// The addresses ever given in it.
+    pub book: AddressBook,
+    /// Where they are kept.
+    pub lease_file: Option<PathBuf>,
+    /// Who answers the links that are not the tunnel's.
+    pub backend: Backend,
+    /// Whether a tunnel may come without a viewer.
+    pub companion: bool,
+    /// Most connections of the guest at once.
+    pub max_connections: u16,
+    /// Where Spice clients connect.
+    pub listeners: Vec<TcpListener>,
+}
+
+impl Parts {
+    /// The defaults of the command line.
+    ///
+    /// # Errors
+    /// The system gives no random numbers.
+    pub fn new(nic: Nic, backend: Backend, listener: TcpListener) -> Result<Self, Error> {
+        let net = NetConfig { seed: seed()?, ..NetConfig::default() };
+        let book = AddressBook::new(NETWORK_ID, net.subnet, net.reserved());
+        Ok(Self {
+            nic,
+            net,
+            book,
+            lease_file: None,
+            backend,
+            companion: true,
+            max_connections: DEFAULT_MAX_CONNECTIONS,
+            listeners: vec![listener],
+        })
+    }
+}
+
+/// A running proxy and the one task of its VM.
+pub struct Server {
+    shutdown: CancellationToken,
+    session: JoinHandle<()>,
+    serving: JoinSet<()>,
+}
+
+impl Server {
+    /// Starts both. Must be called within a tokio runtime.
+    pub fn start(parts: Parts) -> Self {
+        let shutdown = CancellationToken::new();
+        let proxy = Proxy::new(ProxyConfig {
+            backend: parts.backend,
+            tunnel: TunnelPolicy::Enabled { companion: parts.companion },
+            limits: Limits::default(),
+        });
+        let (to_session, tunnels) = mpsc::channel(1);
+        let channel = tunnel_channel::Config {
+            max_sockets: parts.max_connections,
+            ..tunnel_channel::Config::default()
+        };
+        let net = NetConfig { max_flows: parts.max_connections.into(), ..parts.net };
+        let session =
+            Session::new(parts.nic, Netstack::new(net), parts.book, parts.lease_file, channel, tunnels);
+        let session = tokio::spawn(session.run(shutdown.clone()));
+        let mut serving = JoinSet::new();
+        for listener in parts.listeners {
+            let (proxy, to_session, shutdown) = (proxy.clone(), to_session.clone(), shutdown.clone());
+            serving.spawn(async move { proxy.serve(listener, to_session, shutdown).await });
+        }
+        Self { shutdown, session, serving }
+    }
+
+    /// Ends every link, and removes the card's socket if it is ours.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        self.serving.join_all().await;
+        if tokio::time::timeout(GOODBYE, self.session).await.is_err() {
+            warn!("the VM's task did not end in time");
+        }
+    }
+}
+
+fn seed() -> Result<u64, Error> {
     let mut seed = [0; 8];
     openssl::rand::rand_bytes(&mut seed)?;
+    Ok(u64::from_ne_bytes(seed))
+}
+
+fn net_config(args: &ServeArgs) -> Result<NetConfig, Error> {
     Ok(NetConfig {
         mtu: args.mtu,
         lease_time: Duration::from_secs(args.lease_time.into()),
-        max_flows: args.max_connections.into(),
-        seed: u64::from_ne_bytes(seed),
+        seed: seed()?,
         ..NetConfig::new(args.subnet.0)?
     })
 }
 
 fn open_book(args: &ServeArgs, net: &NetConfig) -> Result<AddressBook, Error> {
-    let mut book = AddressBook::new("", net.subnet, net.reserved());
+    let mut book = AddressBook::new(NETWORK_ID, net.subnet, net.reserved());
     let Some(path) = &args.lease_file else { return Ok(book) };
     match std::fs::read_to_string(path) {
         Ok(text) => book.load(&text).map_err(|source| Error::LeaseText { path: path.clone(), source })?,

@@ -27,4 +27,7 @@ answer() { # ID COMMAND
 }
 
 echo "0 0 " >&3
-while read -r id command <&3; do answer "$id" "$command" & done
+# A child that ends in the middle of `read` makes busybox lose what it had read of the line. So the reader's children
+# are waited for before it reads on, and theirs are left to the first process.
+(while read -r id command <&3; do (answer "$id" "$command" &); done) &
+while :; do wait; done
