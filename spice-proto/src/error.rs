@@ -1,16 +1,5 @@
 //! What can be wrong with bytes that a peer sent.
 
-/// Anything that can be wrong with a stream of messages once it is linked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    /// The peer's header announces something that we do not take in.
-    #[error(transparent)]
-    Frame(#[from] FrameError),
-    /// The peer's message body breaks its format.
-    #[error(transparent)]
-    Parse(#[from] ParseError),
-}
-
 /// The peer's header announces something that we do not take in. Nothing behind it can be trusted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
