@@ -446,3 +446,240 @@ fn from_number(like: IpAddr, number: u128) -> IpAddr {
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::from_bits(number)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn v4(a: u8, b: u8, c: u8, d: u8) -> IpAddr {
+        IpAddr::from([a, b, c, d])
+    }
+
+    fn subnet(text: &str) -> Subnet {
+        text.parse().unwrap()
+    }
+
+    fn book(network: &str) -> AddressBook {
+        let reserved = vec![(v4(198, 18, 0, 1), v4(198, 18, 0, 1)), (v4(198, 18, 0, 2), v4(198, 18, 0, 254))];
+        AddressBook::new(network, subnet("198.18.0.0/16"), reserved)
+    }
+
+    #[test]
+    fn subnets() {
+        let net = subnet("198.18.77.3/16");
+        assert_eq!(
+            (net.network(), net.prefix(), net.to_string()),
+            (v4(198, 18, 0, 0), 16, "198.18.0.0/16".into())
+        );
+        assert_eq!(
+            (net.mask(), net.broadcast()),
+            (Some(Ipv4Addr::new(255, 255, 0, 0)), Some(v4(198, 18, 255, 255)))
+        );
+        assert!(net.contains(v4(198, 18, 0, 0)) && net.contains(v4(198, 18, 255, 255)));
+        assert!(!net.contains(v4(198, 19, 0, 0)) && !net.contains(v4(198, 17, 255, 255)));
+        assert!(!net.contains("::c612:1".parse().unwrap()));
+        assert!(!net.is_host(v4(198, 18, 0, 0)) && !net.is_host(v4(198, 18, 255, 255)));
+        assert!(net.is_host(v4(198, 18, 255, 254)));
+        assert_eq!(
+            (net.nth(0), net.nth(65_535), net.nth(65_536)),
+            (Some(net.network()), net.broadcast(), None)
+        );
+        let v6 = subnet("fd00::1:2:3/64");
+        assert_eq!((v6.to_string(), v6.mask(), v6.broadcast()), ("fd00::/64".into(), None, None));
+        assert!(v6.contains("fd00::ffff".parse().unwrap()) && !v6.contains("fd01::".parse().unwrap()));
+        for text in ["", "1.2.3.4", "1.2.3.4/", "1.2.3.4/x", "1.2.3/8", "1.2.3.4/-1", "1.2.3.4/300"] {
+            assert!(matches!(text.parse::<Subnet>(), Err(SubnetError::Text(_))), "{text}");
+        }
+        for text in ["1.2.3.4/0", "1.2.3.4/31", "1.2.3.4/32", "1.2.3.4/255", "fd00::/127", "fd00::/0"] {
+            assert!(matches!(text.parse::<Subnet>(), Err(SubnetError::Prefix { .. })), "{text}");
+        }
+    }
+
+    /// If this fails, every address that users have written down has moved.
+    #[test]
+    fn addresses_are_what_they_always_were() {
+        let mut book = book("home");
+        let got: Vec<String> =
+            ["uuid:1234", "laser", "NAS"].iter().map(|name| book.assign(name).unwrap().to_string()).collect();
+        assert_eq!(got, ["198.18.128.221", "198.18.233.235", "198.18.192.62"]);
+    }
+
+    #[test]
+    fn an_address_is_a_function_of_both_names() {
+        let (mut one, mut same, mut other) = (book("home"), book("home"), book("office"));
+        let address = one.assign("printer").unwrap();
+        assert_eq!(one.assign("printer").unwrap(), address);
+        // Whatever came before, unless it collides.
+        for number in 0..10 {
+            same.assign(&format!("something else {number}")).unwrap();
+        }
+        assert_eq!(same.assign("printer").unwrap(), address);
+        assert_ne!(other.assign("printer").unwrap(), address);
+        assert_eq!((one.address_of("printer"), one.identity_of(address)), (Some(address), Some("printer")));
+        assert_eq!((one.address_of("x"), one.identity_of(v4(198, 18, 1, 1))), (None, None));
+        // The border between the two names counts.
+        let mut shifted = AddressBook::new("hom", subnet("198.18.0.0/16"), Vec::new());
+        assert_ne!(shifted.assign("eprinter").unwrap(), address);
+    }
+
+    #[test]
+    fn ten_thousand_names_get_ten_thousand_addresses_all_over_the_subnet() {
+        let mut book = book("home");
+        let mut quarters = [0; 4];
+        for number in 0..10_000 {
+            let address = book.assign(&format!("device {number}")).unwrap();
+            let IpAddr::V4(v4) = address else { panic!() };
+            assert!(v4 > Ipv4Addr::new(198, 18, 0, 254) && v4 < Ipv4Addr::new(198, 18, 255, 255), "{v4}");
+            quarters[usize::from(v4.octets()[2] / 64)] += 1;
+        }
+        assert_eq!(book.len(), 10_000);
+        // Each has 2,500 ± 4.6 standard deviations.
+        assert!(quarters.iter().all(|count| (2300..2700).contains(count)), "{quarters:?}");
+    }
+
+    #[test]
+    fn a_full_subnet_is_filled_and_then_an_error() {
+        let net = subnet("10.1.2.0/28");
+        let mut book = AddressBook::new("n", net, vec![(v4(10, 1, 2, 1), v4(10, 1, 2, 4))]);
+        let mut given: Vec<IpAddr> =
+            (0..10).map(|number| book.assign(&number.to_string()).unwrap()).collect();
+        assert_eq!(book.assign("11th"), Err(AssignError::Full { subnet: net, given: 10 }));
+        given.sort_unstable();
+        assert_eq!(given, (5..15).map(|host| v4(10, 1, 2, host)).collect::<Vec<_>>());
+        // Those who have one keep it.
+        assert!(book.assign("3").is_ok());
+        assert_eq!(book.len(), 10);
+        let all = AddressBook::new("n", net, vec![(v4(0, 0, 0, 0), v4(255, 255, 255, 255))]).assign("a");
+        assert!(matches!(all, Err(AssignError::Full { given: 0, .. })));
+    }
+
+    #[test]
+    fn identities_have_a_size() {
+        let mut book = book("home");
+        assert_eq!(book.assign(""), Err(AssignError::Identity { len: 0 }));
+        assert!(book.assign(&"x".repeat(MAX_NAME)).is_ok());
+        assert_eq!(book.assign(&"x".repeat(MAX_NAME + 1)), Err(AssignError::Identity { len: MAX_NAME + 1 }));
+    }
+
+    #[test]
+    fn a_saved_book_gives_the_same_addresses_again() {
+        // Three in a subnet of six hosts: collisions are certain to matter.
+        let new = || AddressBook::new("n", subnet("10.0.0.0/29"), vec![(v4(10, 0, 0, 1), v4(10, 0, 0, 1))]);
+        let mut book = new();
+        assert_eq!(book.unsaved(), None);
+        let names = ["a", "b \"quoted\" \u{1}", "Drücker ☃"];
+        let given: Vec<IpAddr> = names.iter().map(|name| book.assign(name).unwrap()).collect();
+        let text = book.unsaved().unwrap();
+        assert_eq!(book.unsaved().as_deref(), Some(text.as_str()), "still not saved");
+        book.saved();
+        assert_eq!(book.unsaved(), None);
+        let mut later = new();
+        later.load(&text).unwrap();
+        assert_eq!(later.unsaved(), None);
+        for (name, address) in names.iter().zip(&given).rev() {
+            assert_eq!(later.assign(name).unwrap(), *address);
+        }
+        assert_eq!(later.save(), text);
+    }
+
+    #[test]
+    fn loading_checks_everything() {
+        let text = |lease: &str| {
+            format!(r#"{{"version":1,"network":"home","subnet":"198.18.0.0/16","leases":[{lease}]}}"#)
+        };
+        let lease =
+            |address: &str, identity: &str| format!(r#"{{"address":"{address}","identity":"{identity}"}}"#);
+        let wrong_leases = [
+            lease("198.18.0.0", "a"),
+            lease("198.18.255.255", "a"),
+            lease("198.18.0.1", "a"),
+            lease("198.18.0.200", "a"),
+            lease("10.0.0.1", "a"),
+            lease("::1", "a"),
+            lease("198.18.5.5", ""),
+            lease("198.18.5.5", &"x".repeat(MAX_NAME + 1)),
+            [lease("198.18.5.5", "a"), lease("198.18.5.6", "a")].join(","),
+            [lease("198.18.5.5", "a"), lease("198.18.5.5", "b")].join(","),
+        ];
+        for wrong in wrong_leases {
+            let mut book = book("home");
+            let error = book.load(&text(&wrong)).unwrap_err();
+            assert!(matches!(error, LoadError::Lease { .. }), "{wrong}: {error}");
+            assert!(book.is_empty(), "nothing of it is taken over");
+        }
+        let good = text(&lease("198.18.5.5", "a"));
+        for wrong in [
+            "",
+            "{}",
+            "[]",
+            "null",
+            &good[..good.len() - 1],
+            &good.replace("home\"", "home\",\"more\":1"),
+            &good.replace("198.18.5.5", "198.18.5"),
+        ] {
+            assert!(matches!(book("home").load(wrong), Err(LoadError::Json(_))), "{wrong}");
+        }
+        assert!(matches!(book("home").load(&good.replace(":1,", ":2,")), Err(LoadError::Version(2))));
+        assert!(matches!(book("office").load(&good), Err(LoadError::Elsewhere { .. })));
+        let elsewhere = good.replace("0.0/16", "0.0/17");
+        assert!(matches!(book("home").load(&elsewhere), Err(LoadError::Elsewhere { .. })));
+        let large = " ".repeat(MAX_TEXT + 1);
+        assert!(matches!(book("home").load(&large), Err(LoadError::TooLarge { .. })));
+        let mut book = book("home");
+        book.load(&good).unwrap();
+        assert_eq!(book.assign("a").unwrap(), v4(198, 18, 5, 5));
+        // What was given meanwhile must not be contradicted, and is not forgotten.
+        assert!(book.load(&text(&lease("198.18.5.5", "b"))).is_err());
+        assert!(book.load(&text(&lease("198.18.5.6", "a"))).is_err());
+        book.assign("c").unwrap();
+        book.saved();
+        book.load(&good).unwrap();
+        assert!(book.unsaved().unwrap().contains("\"c\""));
+    }
+
+    #[test]
+    fn files_are_replaced_whole() {
+        let directory = std::env::temp_dir().join(format!("address-test-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("leases.json");
+        let victim = directory.join("victim");
+        fs::write(&victim, "precious").unwrap();
+        let _ = fs::remove_file(directory.join("leases.json.new"));
+        std::os::unix::fs::symlink(&victim, directory.join("leases.json.new")).unwrap();
+        write_atomically(&path, "one").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one");
+        write_atomically(&path, "two").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "two");
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious", "nothing is written through a link");
+        assert!(!directory.join("leases.json.new").exists());
+        assert!(write_atomically(&directory.join("missing/leases.json"), "x").is_err());
+        assert!(write_atomically(Path::new("/"), "x").is_err());
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn any_names_get_different_addresses_and_survive_saving(
+            names in proptest::collection::hash_set(".{1,20}", 1..60),
+        ) {
+            // 61 free addresses, so that they collide.
+            let new = || AddressBook::new("n", subnet("10.0.0.0/26"), vec![(v4(10, 0, 0, 1), v4(10, 0, 0, 1))]);
+            let mut book = new();
+            let mut given = std::collections::BTreeSet::new();
+            for name in &names {
+                prop_assert!(given.insert(book.assign(name).unwrap()));
+            }
+            let mut later = new();
+            later.load(&book.save()).unwrap();
+            for name in &names {
+                prop_assert_eq!(later.address_of(name), book.address_of(name));
+            }
+        }
+
+        #[test]
+        fn any_text_is_survived(text in ".{0,200}") {
+            prop_assert!(book("home").load(&text).is_err());
+        }
+    }
+}

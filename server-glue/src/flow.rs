@@ -5,11 +5,12 @@
 //! is polled. They take turns with one [`Interface`], which holds nothing of a connection: with `any_ip` it takes every
 //! address, since the edge has already decided which exist.
 //!
-//! smoltcp 0.14 needs care in six places, all of them here:
+//! smoltcp 0.14 needs care in seven places, all of them here:
 //!
 //! * it takes the window of its own SYN-ACK, which is not scaled, for a scaled one, and panics when the guest fills what it
 //!   believes to have announced: [`window_ring`] sizes rings so that both are the same;
 //! * a FIN whose data does not fit the window is taken although the data was cut: such a segment is fed as two;
+//! * data behind a FIN is taken too: such a segment is dropped;
 //! * `close` before the handshake is over takes the guest's acknowledgement of our SYN for one of our FIN: it is put off;
 //! * when TIME-WAIT ends, unread data is thrown away: the netstack keeps TIME-WAIT itself and lets go of the socket;
 //! * a reset during the handshake makes it listen again: that counts as reset here;
@@ -137,6 +138,8 @@ pub(crate) struct Flow {
     progress: Progress,
     /// Sequence number behind, and acknowledgement in, the last segment that was sent.
     last_sent: Rest,
+    /// The sequence number behind the guest's FIN, once that was taken.
+    guest_end: Option<u32>,
     /// The owner wants to close, but the handshake must be over first.
     close_when_open: bool,
     /// Octets that the owner knows to be in the receive ring.
@@ -189,6 +192,7 @@ impl Flow {
             handle,
             progress: Progress::Opening,
             last_sent: Rest { next_send: 0, next_receive: 0 },
+            guest_end: None,
             close_when_open: false,
             known: 0,
             wants_room: false,
@@ -214,6 +218,13 @@ impl Flow {
         scratch: &mut Scratch,
         mut reply: impl FnMut(&Scratch),
     ) {
+        let end = segment.sequence.wrapping_add(segment.sequence_len());
+        if let Some(guest_end) = self.guest_end
+            && !segment.data.is_empty()
+            && end.wrapping_sub(guest_end).wrapping_sub(1) < 1 << 31
+        {
+            return;
+        }
         if segment.flags.has(TcpFlags::FIN) && !segment.data.is_empty() {
             for part in split_fin(segment) {
                 self.ingress(engine, now, &part, scratch);
@@ -226,6 +237,9 @@ impl Flow {
             if !scratch.frame().is_empty() {
                 reply(scratch);
             }
+        }
+        if self.guest_end.is_none() && self.fin_taken() {
+            self.guest_end = Some(end);
         }
         self.follow(if segment.flags.has(TcpFlags::RST) { Cause::GuestReset } else { Cause::GuestSegment });
     }
@@ -269,17 +283,7 @@ impl Flow {
         self.known = received;
         let writable = self.wants_room && self.send_capacity() > self.socket().send_capacity() / 4;
         self.wants_room &= !writable;
-        let ended = match self.socket().state() {
-            tcp::State::CloseWait | tcp::State::LastAck | tcp::State::Closing | tcp::State::TimeWait => true,
-            tcp::State::Closed => matches!(self.progress, Progress::Over { .. }),
-            tcp::State::Listen
-            | tcp::State::SynSent
-            | tcp::State::SynReceived
-            | tcp::State::Established
-            | tcp::State::FinWait1
-            | tcp::State::FinWait2 => false,
-        };
-        let finished = ended && received == 0 && !self.end_told;
+        let finished = self.guest_end.is_some() && received == 0 && !self.end_told;
         self.end_told |= finished;
         News { readable, writable, finished }
     }
@@ -341,6 +345,19 @@ impl Flow {
 
     fn socket_mut(&mut self) -> &mut tcp::Socket<'static> {
         self.sockets.get_mut(self.handle)
+    }
+
+    fn fin_taken(&self) -> bool {
+        match self.socket().state() {
+            tcp::State::CloseWait | tcp::State::LastAck | tcp::State::Closing | tcp::State::TimeWait => true,
+            tcp::State::Closed
+            | tcp::State::Listen
+            | tcp::State::SynSent
+            | tcp::State::SynReceived
+            | tcp::State::Established
+            | tcp::State::FinWait1
+            | tcp::State::FinWait2 => false,
+        }
     }
 
     fn ingress(&mut self, engine: &mut Engine, now: Instant, packet: &[u8], scratch: &mut Scratch) {

@@ -23,6 +23,8 @@ pub mod stream;
 #[cfg(test)]
 mod edge_tests;
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod script;
 #[cfg(test)]
 mod tcp_tests;
