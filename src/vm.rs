@@ -397,14 +397,21 @@ impl Vm {
     /// It does not `within` the time; the error names `what` was awaited. Or QEMU ended.
     pub async fn run_until(&self, command: &str, what: &str, within: Duration) -> Result<Answer, Error> {
         let deadline = Instant::now() + within;
+        let mut last = String::from("no answer");
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.run(command, left).await {
                 Ok(answer) if answer.status == 0 => return Ok(answer),
-                Ok(_) if !left.is_zero() => tokio::time::sleep(Duration::from_millis(50)).await,
-                Ok(_) | Err(Error::Deadline { .. }) => return Err(self.log.deadline(what, within)),
+                Ok(answer) => {
+                    last = format!("status {} of {command:?}: {}", answer.status, answer.output.trim_end());
+                }
+                Err(Error::Deadline { .. }) => {}
                 Err(error) => return Err(error),
             }
+            if Instant::now() >= deadline {
+                return Err(self.log.deadline(&format!("{what} (the last try: {last})"), within));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 

@@ -5,3 +5,4 @@
 mod fuzz_regressions;
 mod netstack;
 mod proxy;
+mod vm;
