@@ -8,7 +8,9 @@ use proptest::prelude::*;
 
 use crate::netstack::{FlowId, NetEvent};
 use crate::packet::{Frame, Payload};
-use crate::script::{ACK, FIN, GATEWAY, GUEST, HOST, PSH, RST, SYN, Script, URG, icmp, ipv4, read_tcp, tcp};
+use crate::script::{
+    ACK, FIN, GATEWAY, GUEST, HOST, PSH, RST, SYN, Script, Tcp, URG, icmp, ipv4, read_tcp, tcp,
+};
 
 fn samples() -> Vec<Vec<u8>> {
     let mut arp = vec![0xff; 6];
@@ -152,7 +154,9 @@ impl Play {
         self.flows.get(index).map(|(flow, ..)| *flow).or_else(|| self.dead.iter().min().copied())
     }
 
-    fn segment(&mut self, port: u16, flags: u8, seq: u32, ack: u32, len: usize, window: u16, options: u8) {
+    /// Sends it with as much data as asked, its options by number, and remembers the sender's port.
+    fn segment(&mut self, segment: Tcp, len: usize, options: u8) {
+        let (port, flags, seq) = (segment.guest.port(), segment.flags, segment.seq);
         let data: Vec<u8> = (0..len as u32).map(|at| octet(seq.wrapping_add(at))).collect();
         let options: &[u8] = match options {
             0 => &[],
@@ -161,10 +165,7 @@ impl Play {
             3 => &[1, 1, 5, 10, 0, 0, 0, 1, 0, 0, 0, 9],
             _ => &[4, 2, 2, 4, 0, 1, 3, 3, 14, 0, 0, 0],
         };
-        let mut segment = tcp(flags, seq, ack).from(port).data(&data).options(options);
-        segment.window = window;
-        segment.urgent = window;
-        self.script.send_tcp(segment);
+        self.script.send_tcp(segment.data(&data).options(options));
         if flags & SYN != 0 {
             let side = self.sides.entry(port).or_default();
             side.next = seq.wrapping_add(1);
@@ -250,13 +251,14 @@ impl Play {
                 let side = *self.sides.entry(port).or_default();
                 let seq = side.next.wrapping_add_signed(seq);
                 let ack = side.ack.wrapping_add_signed(ack);
-                self.segment(port, flags, seq, ack, len, window, options);
+                let segment = Tcp { window, urgent: window, ..tcp(flags, seq, ack).from(port) };
+                self.segment(segment, len, options);
             }
             Step::Obey { port, len, fin } => {
                 self.drain(1000);
                 let side = *self.sides.entry(port).or_default();
                 let flags = if fin { FIN | ACK } else { ACK };
-                self.segment(port, flags, side.next, side.ack, len, 64_240, 0);
+                self.segment(tcp(flags, side.next, side.ack).from(port), len, 0);
                 let side = self.sides.entry(port).or_default();
                 side.next = side.next.wrapping_add(len as u32 + u32::from(fin));
             }
