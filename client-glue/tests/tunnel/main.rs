@@ -5,5 +5,6 @@
 
 mod hostile;
 mod peer;
+mod soak;
 mod streams;
 mod tunnels;

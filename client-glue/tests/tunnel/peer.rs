@@ -1,7 +1,6 @@
 //! The guest's side for tests, and a tunnel to it.
 
 use std::{
-    collections::VecDeque,
     io,
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
@@ -47,7 +46,6 @@ pub(crate) struct Peer {
     pub(crate) stream: DuplexStream,
     pub(crate) channel: Channel,
     input: Vec<u8>,
-    told: VecDeque<Told>,
 }
 
 /// A running tunnel and its peer.
@@ -80,7 +78,7 @@ pub(crate) fn setup_with(caps: TunnelCaps, server: Config, client: TunnelConfig)
     let (near, far) = duplex(PIPE);
     let (handle, events, run) = tunnel(near, linked(caps), client);
     let channel = Channel::new(Role::Server, HeaderForm::Mini, Layout::B, caps, server, Instant::now());
-    let peer = Peer { stream: far, channel, input: Vec::new(), told: VecDeque::new() };
+    let peer = Peer { stream: far, channel, input: Vec::new() };
     Setup { peer, handle, events, run: tokio::spawn(run) }
 }
 
@@ -130,7 +128,7 @@ impl Peer {
     /// Whatever is told next; `None` at the end of the link. Cancel safe.
     pub(crate) async fn next_or_end(&mut self) -> Option<Told> {
         loop {
-            if let Some(told) = self.told.pop_front() {
+            if let Some(told) = self.digest() {
                 return Some(told);
             }
             if !self.pump().await {
@@ -155,17 +153,19 @@ impl Peer {
                 Err(_) => return false,
             }
         }
-        self.digest();
         true
     }
 
-    fn digest(&mut self) {
-        let mut start = 0;
-        while let Split::Frame { frame, consumed } =
-            frame::split(HeaderForm::Mini, self.channel.max_body(), &self.input[start..]).unwrap()
+    /// What the next message that came tells, if it tells anything. One at a time: the channel may give an id away
+    /// again as soon as it has heard that it is free.
+    fn digest(&mut self) -> Option<Told> {
+        let (mut start, mut told) = (0, None);
+        while told.is_none()
+            && let Split::Frame { frame, consumed } =
+                frame::split(HeaderForm::Mini, self.channel.max_body(), &self.input[start..]).unwrap()
         {
             start += consumed;
-            let told = match self.channel.handle_frame(Instant::now(), frame).unwrap() {
+            told = Some(match self.channel.handle_frame(Instant::now(), frame).unwrap() {
                 None => continue,
                 Some(ChannelEvent::ServiceAdded(add)) => Told::Added {
                     service: add.service,
@@ -187,10 +187,10 @@ impl Peer {
                 Some(ChannelEvent::Reset { socket, .. }) => Told::Reset(socket),
                 Some(ChannelEvent::Disconnecting { .. }) => Told::Leaving,
                 Some(event) => panic!("{event:?}"),
-            };
-            self.told.push_back(told);
+            });
         }
         self.input.drain(..start);
+        told
     }
 
     /// As much of `data` as credit allows; gives what is left.
@@ -220,7 +220,7 @@ impl Peer {
                     said = true;
                     continue;
                 }
-                if let Some(told) = self.told.pop_front() {
+                if let Some(told) = self.digest() {
                     match told {
                         Told::Data(of, payload) if of == socket => back.extend(payload),
                         Told::Finished(of) if of == socket => heard = true,
