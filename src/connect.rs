@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     hash::{BuildHasher, RandomState},
-    io::{self, Write},
+    io,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::{Duration, Instant},
@@ -23,7 +23,11 @@ use spice_proto::{
     ticket::{Password, PasswordError},
 };
 use thiserror::Error as ThisError;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -38,6 +42,12 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// Waits between attempts to link again: the first, and the longest.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// What is printed must be taken within this time after a shutdown.
+const LAST_PRINT: Duration = Duration::from_secs(1);
+
+/// The same refusal is logged again after this long only: a guest may try for ever.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// A tunnel that lived for so long was a good one: the next attempt waits shortly again.
 const GOOD_LIFE: Duration = Duration::from_secs(10);
@@ -165,18 +175,22 @@ pub enum Error {
 /// [`Error`], when what was asked for makes no sense, or when the first attempt to link fails. Once there was a
 /// tunnel, it is linked again for ever.
 pub async fn run(args: ConnectArgs, shutdown: CancellationToken) -> Result<(), Error> {
-    run_to(args, shutdown, io::stdout()).await
+    run_to(args, shutdown, tokio::io::stdout()).await
 }
 
-/// [`run`], printing to `out`.
+/// [`run`], printing to `out`. Whoever reads that slowly does not slow the tunnel.
 ///
 /// # Errors
 ///
 /// As [`run`].
-pub async fn run_to(args: ConnectArgs, shutdown: CancellationToken, out: impl Write) -> Result<(), Error> {
+pub async fn run_to(
+    args: ConnectArgs,
+    shutdown: CancellationToken,
+    out: impl AsyncWrite + Unpin,
+) -> Result<(), Error> {
     client_glue::check_shares(&args.shares)?;
     let password = chosen_password(&args)?;
-    let mut printer = Printer { out, json: args.json, names: HashMap::new(), printed: BTreeMap::new() };
+    let mut printer = Printer::new(out, args.json);
     let mut backoff = Backoff::default();
     let mut was_connected = false;
     loop {
@@ -272,7 +286,7 @@ async fn tunnel(
     stream: TcpStream,
     linked: Linked,
     shutdown: &CancellationToken,
-    printer: &mut Printer<impl Write>,
+    printer: &mut Printer<impl AsyncWrite + Unpin>,
     was_connected: &mut bool,
 ) -> Result<(), Error> {
     let (handle, mut events, run) = client_glue::tunnel(stream, linked, TunnelConfig::default());
@@ -282,7 +296,16 @@ async fn tunnel(
         printer.names.insert(id, (share.name.clone(), share.target()));
     }
     let listen = listen(&handle, &mut events, shutdown, printer, was_connected, &args.server);
-    let (ended, heard) = tokio::join!(Box::pin(run), listen);
+    // A task of its own, which ends with this call: printing must not hold it up.
+    let mut running = JoinSet::new();
+    running.spawn(run);
+    let heard = listen.await;
+    let ended = match running.join_next().await {
+        Some(Ok(ended)) => ended,
+        Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime itself is going down.
+        Some(Err(_)) | None => Ok(()),
+    };
     heard.map_err(Error::Print)?;
     let server = args.server.to_string();
     ended.map_err(|source| match source {
@@ -300,7 +323,7 @@ async fn listen(
     handle: &Handle,
     events: &mut Events,
     shutdown: &CancellationToken,
-    printer: &mut Printer<impl Write>,
+    printer: &mut Printer<impl AsyncWrite + Unpin>,
     was_connected: &mut bool,
     server: &Server,
 ) -> io::Result<()> {
@@ -320,7 +343,14 @@ async fn listen(
             *was_connected = true;
         }
         if outcome.is_ok() {
-            outcome = printer.print(&event, server);
+            let last_call = async {
+                shutdown.cancelled().await;
+                tokio::time::sleep(LAST_PRINT).await;
+            };
+            outcome = tokio::select! {
+                printed = printer.print(&event, server) => printed,
+                () = last_call => Err(io::ErrorKind::TimedOut.into()),
+            };
             if outcome.is_err() {
                 handle.shutdown();
             }
@@ -371,6 +401,8 @@ struct Printer<W> {
     names: HashMap<ShareId, (String, String)>,
     /// Lines printed as text, by target: a tunnel that comes back the same is not worth a second one.
     printed: BTreeMap<String, String>,
+    /// The last refusal logged of each share, and when.
+    complaints: HashMap<ShareId, (String, Instant)>,
 }
 
 /// A line of `--json`.
@@ -415,11 +447,23 @@ enum Line<'a> {
     },
 }
 
-impl<W: Write> Printer<W> {
-    fn print(&mut self, event: &Event, server: &Server) -> io::Result<()> {
-        if !self.json {
-            return self.print_text(event, server);
+impl<W: AsyncWrite + Unpin> Printer<W> {
+    fn new(out: W, json: bool) -> Printer<W> {
+        Printer { out, json, names: HashMap::new(), printed: BTreeMap::new(), complaints: HashMap::new() }
+    }
+
+    /// Not cancel safe: a part of a line may be out.
+    async fn print(&mut self, event: &Event, server: &Server) -> io::Result<()> {
+        let line = if self.json { Some(self.json(event, server)?) } else { self.text(event, server) };
+        if let Some(mut line) = line {
+            line.push('\n');
+            self.out.write_all(line.as_bytes()).await?;
+            self.out.flush().await?;
         }
+        Ok(())
+    }
+
+    fn json(&self, event: &Event, server: &Server) -> serde_json::Result<String> {
         let name = |share: &ShareId| -> (&str, &str) {
             self.names.get(share).map_or(("", ""), |(name, target)| (name, target))
         };
@@ -446,28 +490,35 @@ impl<W: Write> Printer<W> {
             Event::Missed { events } => Line::Missed { events: *events },
             Event::Disconnected { reason } => Line::Disconnected { reason },
         };
-        let mut text = serde_json::to_vec(&line)?;
-        text.push(b'\n');
-        self.out.write_all(&text)?;
-        self.out.flush()
+        serde_json::to_string(&line)
     }
 
-    fn print_text(&mut self, event: &Event, server: &Server) -> io::Result<()> {
+    fn text(&mut self, event: &Event, server: &Server) -> Option<String> {
         match event {
             Event::Mapped { name, target, virtual_ip, port, .. } => {
                 let line = format!("{name}  {target}  ->  {}", SocketAddr::new(*virtual_ip, *port));
-                if self.printed.get(target) != Some(&line) {
-                    writeln!(self.out, "{line}")?;
-                    self.out.flush()?;
-                    self.printed.insert(target.clone(), line);
-                }
+                let known = self.printed.insert(target.clone(), line.clone());
+                return (known.as_ref() != Some(&line)).then_some(line);
             }
             Event::Connected { .. } => info!("connected to {server}"),
-            Event::Refused { reason, .. } => warn!(%reason, "a connection of the guest was refused"),
+            Event::Refused { share, reason } => self.complain(*share, reason.to_string()),
             Event::Disconnected { reason } => info!(%reason, "disconnected"),
             Event::Opened { .. } | Event::Closed { .. } | Event::Missed { .. } => debug!(?event, "tunnel"),
         }
-        Ok(())
+        None
+    }
+
+    fn complain(&mut self, share: ShareId, reason: String) {
+        let name = self.names.get(&share).map_or("", |(name, _)| name);
+        match self.complaints.get(&share) {
+            Some((known, when)) if *known == reason && when.elapsed() < COMPLAIN_EVERY => {
+                debug!(share = name, reason, "a connection of the guest was refused");
+            }
+            Some(_) | None => {
+                warn!(share = name, reason, "a connection of the guest was refused");
+                self.complaints.insert(share, (reason, Instant::now()));
+            }
+        }
     }
 }
 
@@ -494,7 +545,11 @@ fn in_full(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::{
+        pin::Pin,
+        sync::{Arc, Mutex},
+        task::{Context, Poll},
+    };
 
     use clap::Parser;
     use spice_proto::{
@@ -527,14 +582,18 @@ mod tests {
     #[derive(Clone, Default)]
     struct Paper(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Paper {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    impl AsyncWrite for Paper {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
             self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
+            Poll::Ready(Ok(bytes.len()))
         }
 
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
         }
     }
 
@@ -620,7 +679,7 @@ mod tests {
 
     async fn failure(uri: &str, more: &[&str]) -> Error {
         let words = [&[uri, "--share", "tcp://printer.lan:631"], more].concat();
-        let running = run_to(args(&words).unwrap(), CancellationToken::new(), io::sink());
+        let running = run_to(args(&words).unwrap(), CancellationToken::new(), tokio::io::sink());
         timeout(Duration::from_secs(10), running).await.expect("still trying").expect_err("it worked")
     }
 
@@ -711,11 +770,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn nobody_needs_to_read_what_is_printed() {
+        let (listener, uri) = listen().await;
+        let shutdown = CancellationToken::new();
+        let words = [&uri, "--password", "secret", "--share", "tcp://printer.lan:631", "--json"];
+        let (out, _unread) = tokio::io::duplex(8);
+        let running = tokio::spawn(run_to(args(&words).unwrap(), shutdown.clone(), out));
+        // The tunnel works, although not even its first line is out.
+        let server = tokio::spawn(async move { serve(linked(&listener).await.unwrap(), 1).await });
+        timeout(Duration::from_secs(10), server).await.expect("stalled").unwrap();
+        shutdown.cancel();
+        let outcome = timeout(Duration::from_secs(10), running).await.unwrap().unwrap();
+        assert!(matches!(outcome, Ok(()) | Err(Error::Print(_))), "{outcome:?}");
+    }
+
+    #[tokio::test]
     async fn a_silent_server_does_not_keep_us_from_leaving() {
         let (_listener, uri) = listen().await;
         let shutdown = CancellationToken::new();
         let args = args(&[&uri, "--share", "tcp://printer.lan:631"]).unwrap();
-        let running = tokio::spawn(run_to(args, shutdown.clone(), io::sink()));
+        let running = tokio::spawn(run_to(args, shutdown.clone(), tokio::io::sink()));
         tokio::time::sleep(Duration::from_millis(50)).await;
         shutdown.cancel();
         timeout(Duration::from_secs(10), running).await.unwrap().unwrap().unwrap();
