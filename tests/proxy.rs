@@ -32,6 +32,7 @@ const CHANNELS_LIST: u16 = 104;
 const ATTACH_CHANNELS: u16 = 104;
 const FLUSH_MARK: u16 = 4;
 const DISPLAY_INIT: u16 = 101;
+const DO_SEAMLESS: u16 = 110;
 
 /// A stock QEMU with Spice, a ticket and one display.
 struct Qemu {
@@ -392,10 +393,7 @@ async fn a_display_works_once_it_has_spoken() {
     let (mut main, session) = front.main().await;
     let mut display = front.link(ChannelType::DISPLAY, session, PASSWORD).await.unwrap();
     assert!(display.stays().await, "QEMU does not know of it yet");
-    let mut init = vec![1];
-    init.extend_from_slice(&(1i64 << 20).to_le_bytes());
-    init.push(1);
-    init.extend_from_slice(&(1u32 << 20).to_le_bytes());
+    let init = display_init();
     display.send(DISPLAY_INIT, &init).await;
     assert!(display.next().await.is_some());
     drop(display);
@@ -403,11 +401,71 @@ async fn a_display_works_once_it_has_spoken() {
     assert!(!main.list().await.is_empty());
 }
 
+/// The first message alone is not enough: QEMU has to have begun with it.
 #[tokio::test]
-async fn an_unprompted_flush_mark_does_not_reach_qemu() {
+async fn a_display_that_misbehaves_after_its_first_message_does_no_harm() {
     let mut qemu = Qemu::start().await;
     let front = before(&qemu).await;
     let (mut main, session) = front.main().await;
+    for (pause, then) in [
+        (0, None),
+        (0, None),
+        (1, None),
+        (5, None),
+        (0, Some(250)),
+        (0, Some(DISPLAY_INIT)),
+        (50, Some(DISPLAY_INIT)),
+    ] {
+        let mut display = front.link(ChannelType::DISPLAY, session, PASSWORD).await.unwrap();
+        display.send(DISPLAY_INIT, &display_init()).await;
+        sleep(Duration::from_millis(pause)).await;
+        if let Some(kind) = then {
+            display.send(kind, &display_init()).await;
+            sleep(Duration::from_millis(50)).await;
+        }
+        drop(display);
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert!(qemu.survives().await);
+    assert!(!main.list().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_display_that_misbehaves_after_its_first_message_kills_qemu_without_us() {
+    for then in [None, Some(DISPLAY_INIT)] {
+        let mut qemu = Qemu::start().await;
+        let connect = || async { UnixStream::connect(qemu.path()).await.unwrap() };
+        let mut main =
+            Channel::link(connect().await, ChannelType::MAIN, 0, PASSWORD, CommonCaps::OURS).await.unwrap();
+        let session = main.session_id().await;
+        let stream = connect().await;
+        let mut display =
+            Channel::link(stream, ChannelType::DISPLAY, session, PASSWORD, CommonCaps::OURS).await.unwrap();
+        display.send(DISPLAY_INIT, &display_init()).await;
+        if let Some(kind) = then {
+            display.next().await.unwrap();
+            display.send(kind, &display_init()).await;
+            sleep(Duration::from_millis(50)).await;
+        }
+        drop(display);
+        assert!(qemu.dies().await, "the hazard is gone: this QEMU needs no shield against it");
+    }
+}
+
+fn display_init() -> Vec<u8> {
+    let mut body = vec![1];
+    body.extend_from_slice(&(1i64 << 20).to_le_bytes());
+    body.push(1);
+    body.extend_from_slice(&(1u32 << 20).to_le_bytes());
+    body
+}
+
+#[tokio::test]
+async fn unprompted_migration_messages_do_not_reach_qemu() {
+    let mut qemu = Qemu::start().await;
+    let front = before(&qemu).await;
+    let (mut main, session) = front.main().await;
+    main.send(DO_SEAMLESS, &[0; 4]).await;
     let mut inputs = front.link(ChannelType::INPUTS, session, PASSWORD).await.unwrap();
     inputs.send(FLUSH_MARK, &[]).await;
     main.send(FLUSH_MARK, &[]).await;
@@ -417,13 +475,15 @@ async fn an_unprompted_flush_mark_does_not_reach_qemu() {
 }
 
 #[tokio::test]
-async fn an_unprompted_flush_mark_kills_qemu_without_us() {
-    let mut qemu = Qemu::start().await;
-    let stream = UnixStream::connect(qemu.path()).await.unwrap();
-    let mut main = Channel::link(stream, ChannelType::MAIN, 0, PASSWORD, CommonCaps::OURS).await.unwrap();
-    main.session_id().await;
-    main.send(FLUSH_MARK, &[]).await;
-    assert!(qemu.dies().await, "the hazard is gone: this QEMU needs no shield against it");
+async fn unprompted_migration_messages_kill_qemu_without_us() {
+    for (kind, body) in [(FLUSH_MARK, &[][..]), (DO_SEAMLESS, &[0; 4])] {
+        let mut qemu = Qemu::start().await;
+        let stream = UnixStream::connect(qemu.path()).await.unwrap();
+        let mut main = Channel::link(stream, ChannelType::MAIN, 0, PASSWORD, CommonCaps::OURS).await.unwrap();
+        main.session_id().await;
+        main.send(kind, body).await;
+        assert!(qemu.dies().await, "the hazard of {kind} is gone: this QEMU needs no shield against it");
+    }
 }
 
 #[tokio::test]

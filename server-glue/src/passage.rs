@@ -3,7 +3,6 @@
 use std::io;
 use std::time::Duration;
 
-use spice_proto::base::FIRST_OF_CHANNEL;
 use spice_proto::frame::{FrameSkimmer, HeaderForm, Skimmed};
 use spice_proto::handshake::ServerHandshake;
 use spice_proto::io::advance;
@@ -18,13 +17,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::proxy::{End, Judged, Link, Reply, Trusted, TunnelPolicy, channel_name, refuse, within};
 use crate::registry::MainSession;
-use crate::relay::{MainWatch, relay, relay_blindly};
+use crate::relay::{DISPLAY_INIT, MainWatch, Watch, relay, relay_blindly};
 use crate::stream::{BoxStream, Upstream, farewell};
 
-/// DISPLAY_INIT, the message that must be a display channel's first.
-const DISPLAY_INIT: u16 = FIRST_OF_CHANNEL;
-/// Bytes of its body: cache id, cache size, dictionary id, window size.
+/// Bytes of a DISPLAY_INIT's body: cache id, cache size, dictionary id, window size.
 const DISPLAY_INIT_LEN: u32 = 1 + 8 + 1 + 4;
+
+/// So long a display may take to start. libspice-server gives up on one after 30 s.
+const DISPLAY_START: Duration = Duration::from_secs(35);
 
 /// Passes a link on as it comes. Its ticket is sealed for upstream, so that we never see it.
 pub(crate) async fn straight(
@@ -72,13 +72,13 @@ pub(crate) async fn straight(
         farewell(client).await;
         return Err(End::Refused(error));
     }
-    let main = watch(&link, mess);
+    let watch = watch(&link, mess);
     client.write_all(&result).await?;
-    run(link.authenticated(), client, server, &welcome, mess, main).await
+    run(link.authenticated(), client, server, &welcome, mess, watch).await
 }
 
 /// Links a display without letting the server know more than that somebody wants to, until the client has sent its whole
-/// DISPLAY_INIT. Server and client are linked one after the other, each with its own key.
+/// DISPLAY_INIT. A display link that ends before the server has begun with it kills QEMU. Server and client are linked one after the other, each with its own key.
 pub(crate) async fn display(
     link: Link,
     upstream: Upstream,
@@ -129,13 +129,33 @@ pub(crate) async fn display(
     auth.extend_from_slice(&reseal(&welcome, &password)?);
     // In one write, so that even our own sudden death leaves no display link without its first message.
     auth.extend_from_slice(&first);
+    // A task of its own, which nobody aborts: see there.
+    let introduction = tokio::spawn(introduce(server, auth, deadlines.step));
+    let (server, said) = introduction.await.map_err(|_| End::Over("the proxy shuts down"))??;
+    run(link, client, server, &welcome, mess, Watch::Display(said)).await
+}
+
+/// Sends a display's ticket and first message, and waits until the server says something on the channel.
+///
+/// Only then it has come out of its loop that waits for DISPLAY_INIT. What happens to the connection before, be it that it
+/// ends or that more comes in which the server does not like, is a use after free as well as if nothing had been sent
+/// (libspice-server 0.15.1; it takes up to 20 ms). So whatever the client does, the server sees nothing of it yet.
+async fn introduce(
+    mut server: BoxStream,
+    auth: Vec<u8>,
+    limit: Duration,
+) -> Result<(BoxStream, Vec<u8>), End> {
     server.write_all(&auth).await.map_err(End::Upstream)?;
-    let result = from_server::<4>(&mut server, deadlines.step).await?;
-    match LinkError::from_code(u32::from_le_bytes(result)) {
+    let result = from_server::<4>(&mut server, limit).await?;
+    if let Some(error) = LinkError::from_code(u32::from_le_bytes(result)) {
         // The client was told otherwise; all that is left is to close, as when a session ends right after the link.
-        Some(error) => Err(End::Refused(error)),
-        None => run(link, client, server, &welcome, mess, None).await,
+        return Err(End::Refused(error));
     }
+    let mut said = vec![0; 4096];
+    let reading = async { server.read(&mut said).await.map_err(End::Upstream) };
+    let n = within(DISPLAY_START, "the Spice server's first display message", reading).await?;
+    said.truncate(n);
+    Ok((server, said))
 }
 
 /// Data stage of a link that both ends agreed on.
@@ -145,14 +165,14 @@ async fn run(
     server: BoxStream,
     welcome: &Welcome,
     mess: &LinkMess,
-    main: Option<MainWatch>,
+    watch: Watch,
 ) -> Result<(), End> {
     let peer = link.peer.name.clone();
     let channel = channel_name(mess.channel_type);
     tracing::info!(peer, channel, id = mess.channel_id, session = mess.session_id, "linked");
     let both = mess.common() & welcome.common();
     let header = if both.contains(CommonCaps::MINI_HEADER) { HeaderForm::Mini } else { HeaderForm::Full };
-    let outcome = relay(client, server, header, main, &peer).await;
+    let outcome = relay(client, server, header, watch, &peer).await;
     match outcome {
         Ok(()) => tracing::info!(peer, channel, "link closed"),
         Err(error) => tracing::info!(peer, channel, %error, "link broke"),
@@ -190,9 +210,9 @@ async fn unseen(
 }
 
 /// Main's session, from now on for a migration target, else once INIT comes.
-fn watch(link: &Link, mess: &LinkMess) -> Option<MainWatch> {
+fn watch(link: &Link, mess: &LinkMess) -> Watch {
     if ChannelType(mess.channel_type) != ChannelType::MAIN {
-        return None;
+        return Watch::Other;
     }
     let session = MainSession::new(link.inner.registry.clone());
     if mess.session_id != 0 {
@@ -201,7 +221,7 @@ fn watch(link: &Link, mess: &LinkMess) -> Option<MainWatch> {
         tracing::info!(peer = %link.peer, session = mess.session_id, "session begins, as a migration's target");
     }
     let announce = link.inner.config.tunnel != TunnelPolicy::Disabled;
-    Some(MainWatch { session, announce, peer: link.peer.name.clone() })
+    Watch::Main(MainWatch { session, announce, target: mess.session_id != 0, peer: link.peer.name.clone() })
 }
 
 /// Connects upstream, asks, and reads the link reply.

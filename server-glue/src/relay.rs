@@ -1,7 +1,9 @@
-//! A linked channel between a client and the stock server: bytes pass as they came, with three exceptions.
+//! A linked channel between a client and the stock server: bytes pass as they came, with five exceptions.
 //!
 //! * The client's MIGRATE_FLUSH_MARK passes only if the server asked for one on this link by a MIGRATE with NEED_FLUSH, once
 //!   for each. An unprompted one aborts QEMU (wire-reference 2.4).
+//! * A display's DISPLAY_INIT passes once. A second one aborts QEMU as well (tried with libspice-server 0.15.1).
+//! * MIGRATE_DST_DO_SEAMLESS passes only on a main that was linked as a migration's target. On any other it aborts QEMU (tried).
 //! * On main, the list that answers ATTACH_CHANNELS gets the tunnel's entry at its end.
 //! * On main, the server's INIT is read for the session id.
 //!
@@ -13,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use spice_proto::base::{BaseServerMessage, MIGRATE, MIGRATE_FLUSH_MARK, MigrateFlags};
+use spice_proto::base::{BaseServerMessage, FIRST_OF_CHANNEL, MIGRATE, MIGRATE_FLUSH_MARK, MigrateFlags};
 use spice_proto::frame::{FrameSkimmer, Header, HeaderForm, Skimmed};
 use spice_proto::link::ChannelType;
 use spice_proto::main_channel::{
@@ -45,6 +47,23 @@ struct Between {
     attaches: AtomicU32,
 }
 
+/// The client's MIGRATE_DST_DO_SEAMLESS, on main.
+const MIGRATE_DST_DO_SEAMLESS: u16 = 110;
+
+/// DISPLAY_INIT, the message that must be a display channel's first, and its last of this type.
+pub(crate) const DISPLAY_INIT: u16 = FIRST_OF_CHANNEL;
+
+/// What a link's channel asks of its relay.
+#[derive(Debug)]
+pub(crate) enum Watch {
+    /// To be read along.
+    Main(MainWatch),
+    /// Its DISPLAY_INIT has passed, and the server has answered with these first bytes.
+    Display(Vec<u8>),
+    /// Nothing.
+    Other,
+}
+
 /// How a main link is read along.
 #[derive(Clone, Debug)]
 pub(crate) struct MainWatch {
@@ -52,6 +71,8 @@ pub(crate) struct MainWatch {
     pub(crate) session: MainSession,
     /// Whether lists get the tunnel's entry.
     pub(crate) announce: bool,
+    /// Whether it was linked with a session id, as a migration's target.
+    pub(crate) target: bool,
     /// For logs.
     pub(crate) peer: String,
 }
@@ -61,24 +82,25 @@ pub(crate) async fn relay(
     client: BoxStream,
     server: BoxStream,
     header: HeaderForm,
-    main: Option<MainWatch>,
+    watch: Watch,
     peer: &str,
 ) -> io::Result<()> {
     let between = Arc::new(Between::default());
-    let mut up = ToServer::new(header, main.is_some(), Arc::clone(&between));
+    let mut up = ToServer::new(header, Asks::of(&watch), Arc::clone(&between));
+    let (main, first) = match watch {
+        Watch::Main(main) => (Some(main), Vec::new()),
+        Watch::Display(first) => (None, first),
+        Watch::Other => (None, Vec::new()),
+    };
     let mut down = ToClient::new(header, between, main.clone());
     let (client_reads, client_writes) = tokio::io::split(client);
     let (server_reads, server_writes) = tokio::io::split(server);
     let up = pump(client_reads, server_writes, FROM_CLIENT, |chunk, out| {
-        let dropped = up.filter(chunk, out);
-        if dropped > 0 {
-            tracing::warn!(
-                peer,
-                dropped,
-                "client sent a flush mark that nobody asked for, which would have killed QEMU; dropped"
-            );
-        }
+        up.filter(chunk, out, |dropped| {
+            tracing::warn!(peer, "client sent {dropped}, which would have killed QEMU; dropped");
+        });
     });
+    let server_reads = io::Cursor::new(first).chain(server_reads);
     let down = pump(server_reads, client_writes, FROM_SERVER, |chunk, out| down.filter(chunk, out));
     both(up, down, || {
         if let Some(main) = main {
@@ -141,39 +163,73 @@ async fn pump(
     }
 }
 
+/// What kind of channel the client's direction belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asks {
+    Main { target: bool },
+    Display,
+    Other,
+}
+
+impl Asks {
+    fn of(watch: &Watch) -> Self {
+        match watch {
+            Watch::Main(main) => Self::Main { target: main.target },
+            Watch::Display(_) => Self::Display,
+            Watch::Other => Self::Other,
+        }
+    }
+}
+
+/// A message that the server must not see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Deadly {
+    FlushMark,
+    SecondInit,
+    DoSeamless,
+}
+
+impl std::fmt::Display for Deadly {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::FlushMark => "a MIGRATE_FLUSH_MARK that nobody asked for",
+            Self::SecondInit => "a second DISPLAY_INIT",
+            Self::DoSeamless => "a MIGRATE_DST_DO_SEAMLESS to where nothing migrates",
+        })
+    }
+}
+
 /// The client's direction.
 #[derive(Debug)]
 struct ToServer {
     skimmer: FrameSkimmer,
-    is_main: bool,
+    asks: Asks,
     between: Arc<Between>,
     /// Within the body of a message that does not pass.
     dropping: bool,
 }
 
 impl ToServer {
-    fn new(header: HeaderForm, is_main: bool, between: Arc<Between>) -> Self {
-        Self { skimmer: FrameSkimmer::new(header), is_main, between, dropping: false }
+    fn new(header: HeaderForm, asks: Asks, between: Arc<Between>) -> Self {
+        Self { skimmer: FrameSkimmer::new(header), asks, between, dropping: false }
     }
 
-    /// Appends what may pass; returns how many messages did not.
-    fn filter(&mut self, mut chunk: &[u8], out: &mut Vec<u8>) -> usize {
-        let mut dropped = 0;
+    /// Appends what may pass, and reports what may not.
+    fn filter(&mut self, mut chunk: &[u8], out: &mut Vec<u8>, mut report: impl FnMut(Deadly)) {
         while let Some(piece) = self.skimmer.next(&mut chunk) {
             match piece {
-                Skimmed::Header { header, .. } => {
-                    if header.kind == MIGRATE_FLUSH_MARK
-                        && !self.between.flush_due.swap(false, Ordering::Relaxed)
-                    {
-                        dropped += 1;
+                Skimmed::Header { header, .. } => match self.deadly(&header) {
+                    Some(deadly) => {
+                        report(deadly);
                         self.dropping = header.size != 0;
-                        continue;
                     }
-                    if self.is_main && header.kind == ATTACH_CHANNELS {
-                        self.between.attaches.fetch_add(1, Ordering::Relaxed);
+                    None => {
+                        if matches!(self.asks, Asks::Main { .. }) && header.kind == ATTACH_CHANNELS {
+                            self.between.attaches.fetch_add(1, Ordering::Relaxed);
+                        }
+                        header.write(out);
                     }
-                    header.write(out);
-                }
+                },
                 Skimmed::Body { bytes, last } => {
                     if !self.dropping {
                         out.extend_from_slice(bytes);
@@ -182,7 +238,20 @@ impl ToServer {
                 }
             }
         }
-        dropped
+    }
+
+    fn deadly(&self, header: &Header) -> Option<Deadly> {
+        if header.kind == MIGRATE_FLUSH_MARK {
+            let asked_for = self.between.flush_due.swap(false, Ordering::Relaxed);
+            return (!asked_for).then_some(Deadly::FlushMark);
+        }
+        match self.asks {
+            Asks::Display if header.kind == DISPLAY_INIT => Some(Deadly::SecondInit),
+            Asks::Main { target: false } if header.kind == MIGRATE_DST_DO_SEAMLESS => {
+                Some(Deadly::DoSeamless)
+            }
+            Asks::Main { .. } | Asks::Display | Asks::Other => None,
+        }
     }
 }
 
@@ -316,7 +385,7 @@ mod tests {
         fn main(form: HeaderForm) -> Self {
             let registry = Registry::default();
             let session = MainSession::new(registry.clone());
-            let main = MainWatch { session, announce: true, peer: "test".to_owned() };
+            let main = MainWatch { session, announce: true, target: false, peer: "test".to_owned() };
             Self::new(form, Some(main), registry)
         }
 
@@ -326,13 +395,14 @@ mod tests {
 
         fn new(form: HeaderForm, main: Option<MainWatch>, registry: Registry) -> Self {
             let between = Arc::new(Between::default());
-            let up = ToServer::new(form, main.is_some(), Arc::clone(&between));
+            let asks = if main.is_some() { Asks::Main { target: false } } else { Asks::Other };
+            let up = ToServer::new(form, asks, Arc::clone(&between));
             Self { up, down: ToClient::new(form, between, main), registry }
         }
 
         fn up(&mut self, bytes: &[u8]) -> Vec<u8> {
             let mut out = Vec::new();
-            self.up.filter(bytes, &mut out);
+            self.up.filter(bytes, &mut out, |_| ());
             out
         }
 
@@ -457,6 +527,50 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_display_starts_once() {
+        for form in FORMS {
+            let mut up = ToServer::new(form, Asks::Display, Arc::default());
+            let mut out = Vec::new();
+            let mut reported = Vec::new();
+            let after = message(form, 3, 102, &[1, 2]);
+            let bytes = [
+                message(form, 1, DISPLAY_INIT, &[9; 14]),
+                message(form, 2, DISPLAY_INIT, &[]),
+                after.clone(),
+            ];
+            up.filter(&bytes.concat(), &mut out, |deadly| reported.push(deadly));
+            assert_eq!(out, after);
+            assert_eq!(reported, [Deadly::SecondInit, Deadly::SecondInit]);
+        }
+    }
+
+    #[test]
+    fn only_a_migrations_target_does_seamless() {
+        let bytes = message(HeaderForm::Mini, 0, MIGRATE_DST_DO_SEAMLESS, &[0; 4]);
+        for (asks, passes) in [
+            (Asks::Main { target: false }, false),
+            (Asks::Main { target: true }, true),
+            (Asks::Display, true),
+            (Asks::Other, true),
+        ] {
+            let mut up = ToServer::new(HeaderForm::Mini, asks, Arc::default());
+            let mut out = Vec::new();
+            up.filter(&bytes, &mut out, |deadly| assert_eq!(deadly, Deadly::DoSeamless));
+            assert_eq!(!out.is_empty(), passes, "{asks:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_server_said_first_comes_first() {
+        let (mut client, mut server, _task) =
+            running(Watch::Display(message(HeaderForm::Mini, 0, 3, &[1; 8])[..5].to_vec()));
+        server.write_all(&message(HeaderForm::Mini, 0, 3, &[1; 8])[5..]).await.unwrap();
+        let mut got = [0; 14];
+        client.read_exact(&mut got).await.unwrap();
+        assert_eq!(got.as_slice(), message(HeaderForm::Mini, 0, 3, &[1; 8]));
+    }
+
     fn any_message() -> impl Strategy<Value = (u16, Vec<u8>)> {
         let kind = prop_oneof![1u16..10, 100u16..112, any::<u16>()];
         (kind, prop_oneof![Just(Vec::new()), prop::collection::vec(any::<u8>(), 0..60), Just(vec![0; 5000])])
@@ -480,7 +594,8 @@ mod tests {
             let whole = bytes(&|_| true);
             let mut link = pair();
             let up: Vec<u8> = whole.chunks(chop).flat_map(|piece| link.up(piece)).collect();
-            prop_assert_eq!(up, bytes(&|kind| kind != MIGRATE_FLUSH_MARK));
+            let passes = |kind| kind != MIGRATE_FLUSH_MARK && !(main && kind == MIGRATE_DST_DO_SEAMLESS);
+            prop_assert_eq!(up, bytes(&passes));
             let mut link = pair();
             let down: Vec<u8> = whole.chunks(chop).flat_map(|piece| link.down(piece)).collect();
             prop_assert_eq!(down, whole);
@@ -500,20 +615,18 @@ mod tests {
     }
 
     /// A running relay: the client's end, the server's end.
-    fn running(
-        main: Option<MainWatch>,
-    ) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<io::Result<()>>) {
+    fn running(watch: Watch) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<io::Result<()>>) {
         let (client, near) = duplex(64);
         let (server, far) = duplex(64);
         let task = tokio::spawn(async move {
-            relay(Box::new(near), Box::new(far), HeaderForm::Mini, main, "test").await
+            relay(Box::new(near), Box::new(far), HeaderForm::Mini, watch, "test").await
         });
         (client, server, task)
     }
 
     #[tokio::test]
     async fn each_direction_closes_by_itself() {
-        let (mut client, mut server, task) = running(None);
+        let (mut client, mut server, task) = running(Watch::Other);
         let data = message(HeaderForm::Mini, 0, 101, b"data");
         client.write_all(&data).await.unwrap();
         client.shutdown().await.unwrap();
@@ -539,7 +652,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn half_a_link_does_not_last() {
-        let (client, mut server, task) = running(None);
+        let (client, mut server, task) = running(Watch::Other);
         server.shutdown().await.unwrap();
         let started = tokio::time::Instant::now();
         task.await.unwrap().unwrap();
@@ -552,8 +665,8 @@ mod tests {
         for client_first in [true, false] {
             let registry = Registry::default();
             let session = MainSession::new(registry.clone());
-            let main = MainWatch { session, announce: true, peer: "test".to_owned() };
-            let (mut client, mut server, task) = running(Some(main));
+            let main = MainWatch { session, announce: true, target: false, peer: "test".to_owned() };
+            let (mut client, mut server, task) = running(Watch::Main(main));
             server.write_all(&message(HeaderForm::Mini, 0, INIT, &init(7))).await.unwrap();
             let mut got = [0; 38];
             client.read_exact(&mut got).await.unwrap();

@@ -325,6 +325,32 @@ async fn a_display_reaches_the_server_with_its_first_message_only() {
 }
 
 #[tokio::test]
+async fn a_display_is_kept_up_until_the_server_has_begun_with_it() {
+    let bench = bench(Limits::default());
+    let _main = bench.main().await;
+    for vanishes in [true, false] {
+        let (mut client, mut server, _) = bench.display().await;
+        client.write_all(&display_init()).await.unwrap();
+        client.write_all(&[250, 0, 0, 0, 0, 0]).await.unwrap();
+        auth_of(&mut server).await;
+        exactly::<20>(&mut server).await;
+        let mut client = Some(client).filter(|_| !vanishes);
+        assert!(silent(&mut server).await, "neither the end nor more");
+        server.write_all(&[0; 4]).await.unwrap();
+        assert!(silent(&mut server).await, "the result is not yet a beginning");
+        server.write_all(&[3, 0, 8, 0, 0, 0]).await.unwrap();
+        match &mut client {
+            Some(client) => {
+                assert_eq!(exactly::<6>(client).await, [3, 0, 8, 0, 0, 0]);
+                assert_eq!(exactly::<6>(&mut server).await, [250, 0, 0, 0, 0, 0]);
+            }
+            // What a client wrote before it vanished may or may not still pass.
+            None => assert!(rest(&mut server).await.len() <= 6),
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_display_that_says_something_else_first_is_kept_away() {
     let bench = bench(Limits::default());
     let _main = bench.main().await;
