@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::{
+    open_files,
     password::{self, PasswordFileError},
     spice_uri::{Server, Transport},
 };
@@ -175,6 +176,7 @@ pub enum Error {
 /// [`Error`], when what was asked for makes no sense, or when the first attempt to link fails. Once there was a
 /// tunnel, it is linked again for ever.
 pub async fn run(args: ConnectArgs, shutdown: CancellationToken) -> Result<(), Error> {
+    debug!(limit = ?open_files::raise_limit(), "open files");
     run_to(args, shutdown, tokio::io::stdout()).await
 }
 

@@ -9,6 +9,7 @@ pub mod connect;
 pub mod demo;
 pub mod describe;
 pub mod guest;
+pub mod open_files;
 pub mod password;
 pub mod printer;
 pub mod serve;
