@@ -77,6 +77,7 @@ mod sockets;
 use std::{future::Future, sync::Arc, time::Duration};
 
 use spice_proto::{
+    frame_stream::FrameStream,
     handshake::Linked,
     link::{ChannelType, TunnelCaps},
 };
@@ -147,7 +148,7 @@ where
             Channel::new(Role::Client, linked.header, linked.layout, caps, config.channel, now.into_std());
         let dials = dial::Dials::new(Arc::default(), config.dial_deadline);
         let session = session::Session {
-            link: link::Link::new(stream, linked.header, &linked.leftover),
+            link: FrameStream::new(stream, linked.header, &linked.leftover),
             core: session::Core::new(channel, sink, dials),
             commands,
             timer: Box::pin(tokio::time::sleep_until(now)),

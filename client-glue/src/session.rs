@@ -21,7 +21,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use spice_proto::tunnel::{ServiceId, ServiceKind, SocketId};
+use spice_proto::{
+    frame_stream::FrameStream,
+    tunnel::{ServiceId, ServiceKind, SocketId},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc::UnboundedReceiver,
@@ -36,7 +39,7 @@ use crate::{
     error::{Error, in_full},
     events::{ConnectionId, End, Event, EventSink},
     handle::{Command, Entry},
-    link::Link,
+    link,
     ready::ReadySet,
     share::{Share, ShareId},
     sockets::ServiceSocket,
@@ -59,7 +62,7 @@ const MAX_LINGERING: usize = 1024;
 
 /// A session before and while it runs.
 pub(crate) struct Session<S> {
-    pub(crate) link: Link<S>,
+    pub(crate) link: FrameStream<S>,
     pub(crate) core: Core,
     pub(crate) commands: UnboundedReceiver<Command>,
     pub(crate) timer: Pin<Box<Sleep>>,
@@ -86,7 +89,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         match outcome {
             Ok(Ended::Shutdown) => {
                 self.core.channel.disconnect(0);
-                let told = tokio::time::timeout(GOODBYE, self.link.close(&mut self.core.channel)).await;
+                let told =
+                    tokio::time::timeout(GOODBYE, link::close(&mut self.link, &mut self.core.channel)).await;
                 if !matches!(told, Ok(Ok(()))) {
                     debug!("the server could not be told that the tunnel ends");
                 }
@@ -148,7 +152,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
         moved |= self.core.poll_dials(cx);
         moved |= self.core.poll_services(cx);
-        moved |= self.link.poll_send(cx, &mut self.core.channel)?;
+        moved |= link::poll_send(&mut self.link, cx, &mut self.core.channel)?;
         self.core.unpark();
         moved |= self.poll_timer(cx, now)?;
         Ok(if moved || self.core.has_work() { Turn::Moved } else { Turn::Idle })
