@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
+mod bridge;
 mod fuzz_regressions;
 mod netstack;
 mod proxy;
