@@ -21,7 +21,9 @@ targets=${*:-$(sed -n 's|^path = "fuzz_targets/\(.*\)\.rs"$|\1|p' Cargo.toml)}
 triple=$(rustc -vV | sed -n 's/^host: //p')
 level=-Cllvm-args=-sanitizer-coverage
 export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module $level-level=4 $level-inline-8bit-counters $level-pc-table $level-trace-compares -Ccodegen-units=1"
-cargo build --release --target "$triple" --quiet --bins ${FUZZ_CARGO_FLAGS-}
+# Where the system has openssl there is no need to build it.
+if pkg-config --exists openssl 2>/dev/null; then export OPENSSL_NO_VENDOR=1; fi
+cargo build --release --target "$triple" --quiet --bins
 
 failed=
 for target in $targets; do
