@@ -5,7 +5,7 @@
 //! is polled. They take turns with one [`Interface`], which holds nothing of a connection: with `any_ip` it takes every
 //! address, since the edge has already decided which exist.
 //!
-//! smoltcp 0.14 needs care in seven places, all of them here:
+//! smoltcp 0.14 needs care in eight places, all of them here:
 //!
 //! * it takes the window of its own SYN-ACK, which is not scaled, for a scaled one, and panics when the guest fills what it
 //!   believes to have announced: [`window_ring`] sizes rings so that both are the same;
@@ -13,6 +13,8 @@
 //! * data behind a FIN is taken too: such a segment is dropped;
 //! * `close` before the handshake is over takes the guest's acknowledgement of our SYN for one of our FIN: it is put off;
 //! * when TIME-WAIT ends, unread data is thrown away: the netstack keeps TIME-WAIT itself and lets go of the socket;
+//! * when the guest acknowledges everything, our FIN too, while its window is closed, smoltcp goes on probing that window,
+//!   for ever and without a pause: it is told that the window is open ([`Flow::end_probing`]);
 //! * a reset during the handshake makes it listen again: that counts as reset here;
 //! * delayed acknowledgements wait on a timer: none are used. The netstack sends only when it is asked to, after a whole
 //!   batch of frames was fed, which acknowledges a burst at once and a lone segment without delay.
@@ -254,8 +256,12 @@ impl Flow {
         let mut port = Port { incoming: None, out: scratch, mtu: engine.mtu };
         engine.interface.poll_egress(at, &mut port, &mut self.sockets);
         let sent = !scratch.frame().is_empty();
+        let again = sent && behind(scratch.packet()) == Some(self.last_sent);
         if sent {
             self.note_sent(scratch);
+        }
+        if again && self.socket().state() == tcp::State::FinWait2 {
+            self.end_probing(engine, now, scratch);
         }
         self.follow(Cause::OwnTurn);
         if !sent && self.socket().state() == tcp::State::TimeWait {
@@ -370,6 +376,17 @@ impl Flow {
         }
     }
 
+    /// Lets smoltcp believe that the guest opened its window, by an acknowledgement as the guest would answer the one in
+    /// `scratch` with. That one remains to be sent. We have nothing more to send, so no window matters.
+    fn end_probing(&mut self, engine: &mut Engine, now: Instant, scratch: &mut Scratch) {
+        let frame = scratch.frame().to_vec();
+        if let Some(answer) = opened_window(scratch.packet()) {
+            self.ingress(engine, now, &answer, scratch);
+        }
+        scratch.len = frame.len();
+        scratch.set_header(&frame);
+    }
+
     fn note_sent(&mut self, scratch: &Scratch) {
         if let Some(sent) = behind(scratch.packet()) {
             self.last_sent = sent;
@@ -468,6 +485,19 @@ fn rewritten(segment: &Segment<'_>, sequence: u32, flags: u8, data: &[u8]) -> Ve
         *control = flags;
     }
     packet
+}
+
+/// The guest's acknowledgement of an acknowledgement of ours, with a window.
+fn opened_window(ours: &[u8]) -> Option<Vec<u8>> {
+    let (ip, tcp) = ours.split_first_chunk::<20>()?;
+    let &[.., s0, s1, s2, s3, d0, d1, d2, d3] = ip;
+    let &[p0, p1, g0, g1, q0, q1, q2, q3, a0, a1, a2, a3, ..] = tcp.first_chunk::<TCP_HEADER>()?;
+    let mut packet = Vec::with_capacity(20 + TCP_HEADER);
+    put_ipv4(&mut packet, [d0, d1, d2, d3].into(), [s0, s1, s2, s3].into(), PROTOCOL_TCP, TCP_HEADER);
+    let header_words = 5 << 4;
+    packet.extend_from_slice(&[g0, g1, p0, p1, a0, a1, a2, a3, q0, q1, q2, q3]);
+    packet.extend_from_slice(&[header_words, TcpFlags::ACK.0, 0xff, 0xff, 0, 0, 0, 0]);
+    Some(packet)
 }
 
 /// What follows a segment that smoltcp made: its IPv4 header has no options.
