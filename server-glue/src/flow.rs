@@ -41,6 +41,9 @@ pub(crate) struct Engine {
 /// smoltcp's time at the epoch. Not zero, which means "at once" in its deadlines.
 const EPOCH: Duration = Duration::from_secs(1);
 
+/// Octets through the rings up to which a socket is kept.
+const WORTH_KEEPING: usize = 32 * 1024;
+
 /// The soonest that a connection is looked at again which had something to do, yet did nothing.
 const SOONEST: Duration = Duration::from_millis(5);
 
@@ -150,6 +153,35 @@ pub(crate) struct Flow {
     wants_room: bool,
     /// The owner knows that the guest sends no more.
     end_told: bool,
+    /// Octets that went through the rings, at most.
+    touched: usize,
+}
+
+/// A socket without a connection.
+///
+/// Rings are zeroed memory, which the system gives untouched and takes nothing for until it is written to. Once freed, the allocator
+/// would give the same memory again and write zeroes all over it: then an idle connection costs its whole rings, and opening
+/// one takes long. So sockets are kept whose rings were hardly used.
+pub(crate) struct Spare {
+    sockets: SocketSet<'static>,
+    handle: SocketHandle,
+}
+
+impl Spare {
+    pub(crate) fn new(options: &FlowOptions) -> Spare {
+        let receive = tcp::SocketBuffer::new(vec![0; window_ring(options.receive_buffer)]);
+        let send = tcp::SocketBuffer::new(vec![0; options.send_buffer]);
+        let mut socket = tcp::Socket::new(receive, send);
+        socket.set_nagle_enabled(false);
+        socket.set_ack_delay(None);
+        // The guest is next to us: nothing in between could be congested.
+        socket.set_congestion_control(tcp::CongestionControl::None);
+        socket.set_keep_alive(Some(to_stack_duration(options.keepalive)));
+        socket.set_timeout(Some(to_stack_duration(options.dead_after)));
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(socket);
+        Spare { sockets, handle }
+    }
 }
 
 /// What the owner of a connection should hear of, since it last did.
@@ -165,30 +197,20 @@ impl Flow {
     pub(crate) fn accept(
         engine: &mut Engine,
         now: Instant,
-        options: &FlowOptions,
+        spare: Spare,
         local: SocketAddr,
         syn: &[u8],
         scratch: &mut Scratch,
     ) -> Flow {
-        // Zeroed memory comes untouched from the system: a ring costs what was written to it.
-        let receive = tcp::SocketBuffer::new(vec![0; window_ring(options.receive_buffer)]);
-        let send = tcp::SocketBuffer::new(vec![0; options.send_buffer]);
-        let mut socket = tcp::Socket::new(receive, send);
-        socket.set_nagle_enabled(false);
-        socket.set_ack_delay(None);
-        // The guest is next to us: nothing in between could be congested.
-        socket.set_congestion_control(tcp::CongestionControl::None);
-        socket.set_keep_alive(Some(to_stack_duration(options.keepalive)));
-        socket.set_timeout(Some(to_stack_duration(options.dead_after)));
+        let Spare { mut sockets, handle } = spare;
         let address = match local.ip() {
             IpAddr::V4(address) => Some(IpAddress::Ipv4(address)),
             // smoltcp is built without IPv6; no segment of a v6 connection comes this far.
             IpAddr::V6(_) => None,
         };
-        // Fails only for port 0, which no segment has.
-        let _ = socket.listen(IpListenEndpoint { addr: address, port: local.port() });
-        let mut sockets = SocketSet::new(Vec::with_capacity(1));
-        let handle = sockets.add(socket);
+        // Fails only for port 0, which no segment has. It also forgets all that the socket was before.
+        let listener = IpListenEndpoint { addr: address, port: local.port() };
+        let _ = sockets.get_mut::<tcp::Socket<'_>>(handle).listen(listener);
         let mut flow = Flow {
             sockets,
             handle,
@@ -199,6 +221,7 @@ impl Flow {
             known: 0,
             wants_room: false,
             end_told: false,
+            touched: 0,
         };
         flow.ingress(engine, now, syn, scratch);
         if flow.socket().state() != tcp::State::SynReceived {
@@ -220,6 +243,9 @@ impl Flow {
         scratch: &mut Scratch,
         mut reply: impl FnMut(&Scratch),
     ) {
+        // A small piece far ahead touches a page of its own.
+        let touched = if segment.data.is_empty() { 0 } else { segment.data.len().max(1024) };
+        self.touched = self.touched.saturating_add(touched);
         let end = segment.sequence.wrapping_add(segment.sequence_len());
         if let Some(guest_end) = self.guest_end
             && !segment.data.is_empty()
@@ -318,6 +344,7 @@ impl Flow {
     pub(crate) fn send(&mut self, data: &[u8]) -> usize {
         let sent = if self.close_when_open { 0 } else { self.socket_mut().send_slice(data).unwrap_or(0) };
         self.wants_room |= sent < data.len();
+        self.touched = self.touched.saturating_add(sent);
         sent
     }
 
@@ -338,6 +365,12 @@ impl Flow {
         } else {
             self.socket_mut().close();
         }
+    }
+
+    /// The socket, for another connection; `None` if it is better freed.
+    pub(crate) fn recycle(mut self) -> Option<Spare> {
+        self.abort();
+        (self.touched <= WORTH_KEEPING).then_some(Spare { sockets: self.sockets, handle: self.handle })
     }
 
     /// RST with the next [`Flow::emit`].

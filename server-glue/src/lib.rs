@@ -3,9 +3,11 @@
 
 pub mod address;
 pub mod bridge;
+mod counters;
 mod dhcp;
 mod ethernet;
 mod flow;
+mod net_config;
 pub mod netstack;
 pub mod nic;
 mod packet;
@@ -19,6 +21,7 @@ mod relay;
 pub mod session;
 mod standalone;
 pub mod stream;
+mod table;
 
 #[cfg(test)]
 mod edge_tests;
