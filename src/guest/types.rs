@@ -121,21 +121,21 @@ pub enum Event {
     Changed(ConnectionId),
     /// An echo came back.
     Pong {
-        /// The number [`Stack::ping`] gave.
+        /// The number [`Stack::ping`](super::stack::Stack::ping) gave.
         sequence: u16,
         /// From the request leaving to the answer.
         round_trip: Duration,
     },
     /// An echo request found no one.
     PingFailed {
-        /// The number [`Stack::ping`] gave.
+        /// The number [`Stack::ping`](super::stack::Stack::ping) gave.
         sequence: u16,
         /// Why.
         error: ConnectionError,
     },
 }
 
-/// What [`Stack::recv`] found.
+/// What [`Stack::recv`](super::stack::Stack::recv) found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {
     /// This many bytes were taken.
