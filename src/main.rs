@@ -1,36 +1,12 @@
 //! The program. Results go to stdout, logs to stderr; exit code 0 is fine, 1 a failure, 2 wrong usage.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
+use spice_tunnel::cli::{Cli, Command};
 use spice_tunnel::{connect, demo, serve, shutdown};
 use tracing_subscriber::EnvFilter;
-
-/// Brings what stands in a Spice user's network (printers, NAS, web interfaces) into reach of the VM.
-///
-/// Beside the VM runs `spice-tunnel serve`, in front of QEMU's Spice port and behind one extra network card. At the
-/// user's desk runs `spice-tunnel connect`, next to any viewer. `spice-tunnel demo` shows the whole of it in one
-/// process, with nothing installed.
-#[derive(Parser)]
-#[command(name = "spice-tunnel", version, arg_required_else_help = true, after_help = AFTER_HELP)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-const AFTER_HELP: &str = "\
-Results are printed on stdout, logs on stderr. RUST_LOG sets what is logged, e.g. RUST_LOG=debug or
-RUST_LOG=server_glue=trace. Exit code: 0 fine, 1 failed, 2 wrong usage.";
-
-#[derive(Subcommand)]
-enum Command {
-    /// Beside the VM: put the tunnel channel in front of a Spice server
-    Serve(serve::ServeArgs),
-    /// At the user's desk: share services with the VM, next to any viewer
-    Connect(connect::ConnectArgs),
-    /// Show all of it in one process: a guest prints on a printer that only its user can reach
-    Demo(demo::DemoArgs),
-}
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -40,6 +16,10 @@ fn main() -> ExitCode {
                 .unwrap_or_else(|_| EnvFilter::new(default_filter(&cli.command))),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(
+            std::io::stderr().is_terminal()
+                && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        )
         .init();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,

@@ -26,7 +26,7 @@ use crate::password::{self, PasswordFileError};
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// Which of a user's networks a service is in. Clients cannot say it yet, so there is one.
-const NETWORK_ID: &str = "default";
+pub const NETWORK_ID: &str = "default";
 const DEFAULT_MAX_CONNECTIONS: u16 = 16_384;
 
 /// What `serve` is told.

@@ -6,4 +6,5 @@ mod bridge;
 mod fuzz_regressions;
 mod netstack;
 mod proxy;
+mod readme;
 mod vm;
