@@ -225,61 +225,73 @@ impl World {
             frame::split(HEADER, self.client.max_body(), rest).unwrap()
         {
             if let Some(event) = self.client.handle_frame(self.now, frame).unwrap() {
-                Self::on_client_event(&mut self.far, &self.services, &mut self.addresses, event)
-                    .into_iter()
-                    .for_each(|answer| answer(&mut self.client));
+                match on_client_event(&mut self.far, &self.services, &mut self.addresses, event) {
+                    Answer::Nothing => {}
+                    Answer::Accept(socket) => self.client.accept(socket),
+                    Answer::Refuse(socket) => self.client.refuse(socket),
+                    Answer::Delivered(socket) => self.client.delivered(socket, 1),
+                }
             }
             rest = &rest[consumed..];
         }
         moved
     }
+}
 
-    fn on_client_event(
-        far: &mut Vec<Far>,
-        services: &HashMap<ServiceId, Service>,
-        addresses: &mut HashMap<ServiceId, IpAddr>,
-        event: Event<'_>,
-    ) -> Option<Box<dyn FnOnce(&mut Channel)>> {
-        let live = |far: &mut Vec<Far>, id| far.iter().rposition(|far| far.id == id && !far.reset).unwrap();
-        match event {
-            Event::ServiceMapped { service, address } => {
-                addresses.insert(service, address);
-            }
-            Event::Open { socket, service } => {
-                let service = services[&service];
-                if service == Service::Refuse {
-                    return Some(Box::new(move |client| client.refuse(socket)));
-                }
-                far.push(Far {
-                    id: socket,
-                    service,
-                    received: Vec::new(),
-                    untaken: 0,
-                    finished: false,
-                    reset: false,
-                });
-                return Some(Box::new(move |client| client.accept(socket)));
-            }
-            Event::Data { socket, payload } => {
-                let index = live(far, socket);
-                far[index].received.extend_from_slice(payload);
-                if far[index].service == Service::Sink {
-                    return Some(Box::new(move |client| client.delivered(socket, 1)));
-                }
-                far[index].untaken += 1;
-            }
-            Event::Finished { socket } => {
-                let index = live(far, socket);
-                far[index].finished = true;
-            }
-            Event::Reset { socket, .. } | Event::PeerClosed { socket } => {
-                let index = live(far, socket);
-                far[index].reset = true;
-            }
-            _ => {}
+/// What the client's owner does about an event.
+enum Answer {
+    Nothing,
+    Accept(SocketId),
+    Refuse(SocketId),
+    Delivered(SocketId),
+}
+
+fn on_client_event(
+    far: &mut Vec<Far>,
+    services: &HashMap<ServiceId, Service>,
+    addresses: &mut HashMap<ServiceId, IpAddr>,
+    event: Event<'_>,
+) -> Answer {
+    // Ids are used again: the youngest is meant.
+    let live = |far: &mut Vec<Far>, id| far.iter().rposition(|far| far.id == id && !far.reset).unwrap();
+    match event {
+        Event::ServiceMapped { service, address } => {
+            addresses.insert(service, address);
         }
-        None
+        Event::Open { socket, service } => {
+            let service = services[&service];
+            if service == Service::Refuse {
+                return Answer::Refuse(socket);
+            }
+            let (received, untaken) = (Vec::new(), 0);
+            far.push(Far { id: socket, service, received, untaken, finished: false, reset: false });
+            return Answer::Accept(socket);
+        }
+        Event::Data { socket, payload } => {
+            let index = live(far, socket);
+            far[index].received.extend_from_slice(payload);
+            if far[index].service == Service::Sink {
+                return Answer::Delivered(socket);
+            }
+            far[index].untaken += 1;
+        }
+        Event::Finished { socket } => {
+            let index = live(far, socket);
+            far[index].finished = true;
+        }
+        Event::Reset { socket, .. } | Event::PeerClosed { socket } => {
+            let index = live(far, socket);
+            far[index].reset = true;
+        }
+        Event::Ready { .. } | Event::Writable { .. } | Event::Disconnecting { .. } => {}
+        Event::ServiceAdded(_)
+        | Event::ServiceRejected { .. }
+        | Event::ServiceRemoved { .. }
+        | Event::Accepted { .. }
+        | Event::Refused { .. }
+        | Event::Migrate => panic!("the client was told {event:?}"),
     }
+    Answer::Nothing
 }
 
 #[test]
