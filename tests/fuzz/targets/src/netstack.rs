@@ -112,23 +112,25 @@ impl World {
 
     fn operate(&mut self, input: &mut Input<'_>) {
         match input.byte() % 16 {
-            0 | 1 => {
+            0 => {
                 let (service, port) = pair(input.byte());
                 let choice = input.byte();
-                let fresh = u32::from(choice).wrapping_mul(0x0101_0101);
+                self.syn(service, port, choice);
+            }
+            // A whole handshake, as most connections begin.
+            1 => {
+                let (service, port) = pair(input.byte());
+                let choice = input.byte();
+                self.syn(service, port, choice);
+                self.drain();
+                let last = self.flows.len().wrapping_sub(1);
+                let Some(Flow { phase: Phase::Held, id, .. }) = self.flows.get(last) else { return };
+                self.net.accept(self.now, *id);
+                self.flows[last].phase = Phase::Accepted;
+                self.drain();
                 let guest = self.guest.entry((service, port)).or_default();
-                // The same number again is a SYN sent twice.
-                if choice & 1 == 0 {
-                    guest.next = fresh.wrapping_add(1);
-                }
-                let sequence = guest.next.wrapping_sub(1);
-                let options: &[u8] = match choice >> 1 & 3 {
-                    0 => &[],
-                    1 => &[2, 4, 5, 0xb4, 1, 3, 3, 7, 4, 2, 1, 1],
-                    2 => &[2, 4, 0, 1, 3, 3, 14, 0],
-                    _ => &[2, 3, 0, 0, 0xff, 0, 0, 0],
-                };
-                self.segment(service, port, sequence, 0, SYN, 64240, options, &[]);
+                let (next, expected) = (guest.next, guest.expected);
+                self.segment(service, port, next, expected, ACK, 64240, &[], &[]);
             }
             2..=6 => {
                 let (service, port) = pair(input.byte());
@@ -152,9 +154,10 @@ impl World {
                 self.segment(service, port, sequence, acknowledged, flags, window, &[], &payload);
             }
             7 => {
-                // From one millisecond to half an hour.
-                let by = Duration::from_millis(1 << (input.byte() % 22));
-                self.now += by;
+                // From one millisecond to half an hour, but mostly less than two seconds.
+                let choice = input.byte();
+                let most = if choice < 32 { 22 } else { 11 };
+                self.now += Duration::from_millis(1 << (choice % most));
             }
             8 => {
                 let choice = input.byte();
@@ -216,6 +219,23 @@ impl World {
                 self.net.handle_frame(self.now, &frame);
             }
         }
+    }
+
+    fn syn(&mut self, service: usize, port: u16, choice: u8) {
+        let fresh = u32::from(choice).wrapping_mul(0x0101_0101);
+        let guest = self.guest.entry((service, port)).or_default();
+        // The same number again is a SYN sent twice.
+        if choice & 1 == 0 {
+            guest.next = fresh.wrapping_add(1);
+        }
+        let sequence = guest.next.wrapping_sub(1);
+        let options: &[u8] = match choice >> 1 & 3 {
+            0 => &[],
+            1 => &[2, 4, 5, 0xb4, 1, 3, 3, 7, 4, 2, 1, 1],
+            2 => &[2, 4, 0, 1, 3, 3, 14, 0],
+            _ => &[2, 3, 0, 0, 0xff, 0, 0, 0],
+        };
+        self.segment(service, port, sequence, 0, SYN, 64240, options, &[]);
     }
 
     #[expect(clippy::too_many_arguments, reason = "a segment has that many fields")]
