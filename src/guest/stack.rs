@@ -11,93 +11,35 @@
 //! Inputs: [`Stack::handle_frame`], [`Stack::handle_timeout`]. Outputs, to be drained in this order after every
 //! input or command: [`Stack::poll_transmit`], [`Stack::poll_event`], then [`Stack::poll_timeout`].
 
+mod connections;
+mod neighbours;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use smoltcp::iface::{self, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{ChecksumCapabilities, DeviceCapabilities, Medium};
-use smoltcp::socket::{dhcpv4, tcp};
+use smoltcp::socket::dhcpv4;
 use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, DhcpPacket, EthernetAddress, EthernetFrame, EthernetProtocol,
-    HardwareAddress, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, IpProtocol, Ipv4Cidr, Ipv4Packet, Ipv4Repr,
-    UdpPacket,
+    DhcpPacket, EthernetAddress, EthernetFrame, EthernetProtocol, HardwareAddress, Icmpv4Packet, Icmpv4Repr,
+    IpCidr, IpProtocol, Ipv4Cidr, Ipv4Packet, Ipv4Repr, UdpPacket,
 };
 
 pub use super::device::Frame;
-use super::device::{ETHERNET_HEADER, Port, Transmit, Tx, capabilities};
+use super::device::{ETHERNET_HEADER, Port, Transmit, capabilities};
 use super::trouble::{Cable, Random};
+use connections::{Connection, Life, Slot, used};
+use neighbours::{Neighbour, Ping};
+
 pub use super::types::{Config, ConnectionError, ConnectionId, Event, Lease, Received};
 
-const ARP_TRIES: u8 = 3;
-const ARP_INTERVAL: Duration = Duration::from_secs(1);
-const ARP_LIFETIME: Duration = Duration::from_secs(60);
-/// Connections kept in TIME-WAIT; beyond it the oldest go first, as a host short of ports does it.
-const TIME_WAITS: usize = 1024;
 const FIRST_PORT: u16 = 10_000;
 /// Parameters asked of the DHCP server: mask, router, DNS, domain, MTU, lease time (RFC 2132).
 const DHCP_PARAMETERS: &[u8] = &[1, 3, 6, 15, OPTION_MTU, OPTION_LEASE_TIME];
 const OPTION_MTU: u8 = 26;
 const OPTION_LEASE_TIME: u8 = 51;
 const PING_IDENT: u16 = 0x5350;
-
-/// A connection's life as its owner sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Life {
-    /// The next hop's hardware address is being asked for.
-    Resolving,
-    /// The SYN is out.
-    Opening,
-    Open,
-    /// Both sides finished and the last acknowledgement came.
-    Done,
-    Failed(ConnectionError),
-}
-
-struct Connection {
-    generation: u32,
-    port: u16,
-    destination: (Ipv4Addr, u16),
-    life: Life,
-    /// The owner let go of it: it ends by itself.
-    released: bool,
-    /// In the queue of those to be asked for packets.
-    queued: bool,
-    /// In the queue of events.
-    reported: bool,
-    timer: Option<Instant>,
-    /// In the queue of those in TIME-WAIT.
-    waiting: bool,
-    header: [u8; ETHERNET_HEADER],
-    interface: Interface,
-    sockets: SocketSet<'static>,
-    handle: SocketHandle,
-}
-
-impl Connection {
-    fn socket(&self) -> &tcp::Socket<'static> {
-        self.sockets.get(self.handle)
-    }
-
-    fn socket_mut(&mut self) -> &mut tcp::Socket<'static> {
-        self.sockets.get_mut(self.handle)
-    }
-}
-
-enum Slot {
-    Free { generation: u32 },
-    Used(Box<Connection>),
-}
-
-enum Neighbour {
-    Known { mac: EthernetAddress, until: Instant },
-    Asking { tries: u8, next: Instant, connections: Vec<ConnectionId>, pings: Vec<u16> },
-}
-
-struct Ping {
-    destination: Ipv4Addr,
-    sent: Instant,
-}
 
 /// The machine. See the module for how to drive it.
 pub struct Stack {
@@ -118,6 +60,11 @@ pub struct Stack {
     connection_capabilities: DeviceCapabilities,
     slots: Vec<Slot>,
     free: Vec<u32>,
+    /// Connections of the past, with this era's address and MTU.
+    #[expect(clippy::vec_box, reason = "they come from boxes and go into boxes")]
+    spare: Vec<Box<Connection>>,
+    /// How many leases there were: each begins one.
+    era: u32,
     ports: BTreeMap<u16, ConnectionId>,
     next_port: u16,
     time_waits: VecDeque<ConnectionId>,
@@ -183,6 +130,8 @@ impl Stack {
             connection_capabilities,
             slots: Vec::new(),
             free: Vec::new(),
+            spare: Vec::new(),
+            era: 0,
             ports: BTreeMap::new(),
             next_port: FIRST_PORT,
             time_waits: VecDeque::new(),
@@ -459,8 +408,6 @@ impl Stack {
         }
     }
 
-    // -- frames in ---------------------------------------------------------------------------------------------
-
     fn receive(&mut self, now: Instant, bytes: &[u8]) {
         let Ok(frame) = EthernetFrame::new_checked(bytes) else { return };
         if frame.dst_addr() != self.mac && !frame.dst_addr().is_broadcast() {
@@ -575,8 +522,6 @@ impl Stack {
         self.offered = offered;
     }
 
-    // -- the host ----------------------------------------------------------------------------------------------
-
     fn run_host(&mut self, now: Instant, frame: Option<&[u8]>) {
         let at = self.instant(now);
         let mut port = Port {
@@ -624,6 +569,8 @@ impl Stack {
         let mtu = usize::from(lease.mtu.unwrap_or(1500).clamp(576, self.config.mtu.max(576)));
         self.connection_capabilities = capabilities(Medium::Ip, mtu, self.config.verify_checksums);
         self.network = Some((network, router));
+        self.spare.clear();
+        self.era = self.era.wrapping_add(1);
         self.host.update_ip_addrs(|addresses| {
             addresses.clear();
             let pushed = addresses.push(IpCidr::Ipv4(network));
@@ -631,370 +578,6 @@ impl Stack {
         });
         self.lease = Some(lease.clone());
         self.events.push_back(Event::Leased(lease));
-    }
-
-    // -- neighbours --------------------------------------------------------------------------------------------
-
-    fn next_hop(&self, to: Ipv4Addr) -> Result<Ipv4Addr, ConnectionError> {
-        let (network, router) = self.network.ok_or(ConnectionError::NoAddress)?;
-        if network.contains_addr(&to) {
-            return Ok(to);
-        }
-        router.ok_or(ConnectionError::NoRoute)
-    }
-
-    fn ask(&mut self, now: Instant, hop: Ipv4Addr, connections: Vec<ConnectionId>, pings: Vec<u16>) {
-        let next = now + ARP_INTERVAL;
-        self.neighbours.insert(hop, Neighbour::Asking { tries: 1, next, connections, pings });
-        self.send_arp(hop);
-    }
-
-    fn ask_again(&mut self, now: Instant) {
-        let mut again = Vec::new();
-        let mut given_up = Vec::new();
-        for (hop, neighbour) in &mut self.neighbours {
-            if let Neighbour::Asking { tries, next, .. } = neighbour
-                && *next <= now
-            {
-                if *tries == ARP_TRIES {
-                    given_up.push(*hop);
-                } else {
-                    *tries += 1;
-                    *next = now + ARP_INTERVAL;
-                    again.push(*hop);
-                }
-            }
-        }
-        for hop in again {
-            self.send_arp(hop);
-        }
-        for hop in given_up {
-            if let Some(Neighbour::Asking { connections, pings, .. }) = self.neighbours.remove(&hop) {
-                for id in connections {
-                    self.fail(id, ConnectionError::Unreachable);
-                }
-                for sequence in pings {
-                    if self.pings.remove(&sequence).is_some() {
-                        let error = ConnectionError::Unreachable;
-                        self.events.push_back(Event::PingFailed { sequence, error });
-                    }
-                }
-            }
-        }
-    }
-
-    fn learn(&mut self, now: Instant, arp: &[u8]) {
-        let Ok(packet) = ArpPacket::new_checked(arp) else { return };
-        let Ok(ArpRepr::EthernetIpv4 { source_hardware_addr: mac, source_protocol_addr: hop, .. }) =
-            ArpRepr::parse(&packet)
-        else {
-            return;
-        };
-        // Like a host that was asked nothing: an announcement alone makes no entry.
-        if !mac.is_unicast() || !self.neighbours.contains_key(&hop) {
-            return;
-        }
-        let known = Neighbour::Known { mac, until: now + ARP_LIFETIME };
-        if let Some(Neighbour::Asking { connections, pings, .. }) = self.neighbours.insert(hop, known) {
-            for id in connections {
-                self.start(id, mac);
-            }
-            for sequence in pings {
-                self.send_ping(now, sequence, mac);
-            }
-        }
-    }
-
-    fn send_arp(&mut self, hop: Ipv4Addr) {
-        let Some((network, _)) = self.network else { return };
-        let arp = ArpRepr::EthernetIpv4 {
-            operation: ArpOperation::Request,
-            source_hardware_addr: self.mac,
-            source_protocol_addr: network.address(),
-            target_hardware_addr: EthernetAddress([0; 6]),
-            target_protocol_addr: hop,
-        };
-        let header = ethernet_header(EthernetAddress::BROADCAST, self.mac, EthernetProtocol::Arp);
-        self.emit(&header, arp.buffer_len(), |place| arp.emit(&mut ArpPacket::new_unchecked(place)));
-    }
-
-    fn send_ping(&mut self, now: Instant, sequence: u16, mac: EthernetAddress) {
-        let Some((network, _)) = self.network else { return };
-        let Some(ping) = self.pings.get_mut(&sequence) else { return };
-        ping.sent = now;
-        let echo = Icmpv4Repr::EchoRequest { ident: PING_IDENT, seq_no: sequence, data: &[0x61; 56] };
-        let ip = Ipv4Repr {
-            src_addr: network.address(),
-            dst_addr: ping.destination,
-            next_header: IpProtocol::Icmp,
-            payload_len: echo.buffer_len(),
-            hop_limit: 64,
-        };
-        let checksums = ChecksumCapabilities::default();
-        let header = ethernet_header(mac, self.mac, EthernetProtocol::Ipv4);
-        self.emit(&header, ip.buffer_len() + echo.buffer_len(), |place| {
-            ip.emit(&mut Ipv4Packet::new_unchecked(&mut *place), &checksums);
-            let payload = place.split_at_mut(ip.buffer_len()).1;
-            echo.emit(&mut Icmpv4Packet::new_unchecked(payload), &checksums);
-        });
-    }
-
-    fn emit(&mut self, header: &[u8; ETHERNET_HEADER], len: usize, fill: impl FnOnce(&mut [u8])) {
-        let tx = Tx { transmit: &mut self.transmit, header: Some(*header) };
-        smoltcp::phy::TxToken::consume(tx, len, fill);
-    }
-
-    // -- connections -------------------------------------------------------------------------------------------
-
-    fn take_port(&mut self) -> Result<u16, ConnectionError> {
-        let everything = usize::from(u16::MAX - FIRST_PORT) + 1;
-        if self.ports.len() >= everything {
-            let oldest = self.time_waits.pop_front().ok_or(ConnectionError::NoPort)?;
-            self.remove(oldest);
-        }
-        for _ in 0..everything {
-            let port = self.next_port;
-            self.next_port = port.checked_add(1).unwrap_or(FIRST_PORT);
-            if !self.ports.contains_key(&port) {
-                return Ok(port);
-            }
-        }
-        Err(ConnectionError::NoPort)
-    }
-
-    fn insert(
-        &mut self,
-        now: Instant,
-        port: u16,
-        network: Ipv4Cidr,
-        destination: (Ipv4Addr, u16),
-    ) -> ConnectionId {
-        let mut config = iface::Config::new(HardwareAddress::Ip);
-        config.random_seed = self.random.next();
-        let at = self.instant(now);
-        let mut device = Port {
-            receive: None,
-            transmit: &mut self.transmit,
-            header: None,
-            capabilities: &self.connection_capabilities,
-        };
-        let mut interface = Interface::new(config, &mut device, at);
-        interface.update_ip_addrs(|addresses| {
-            // With prefix 0 every destination is on the link: routing was done in `next_hop`.
-            let pushed = addresses.push(IpCidr::new(IpAddress::Ipv4(network.address()), 0));
-            debug_assert!(pushed.is_ok(), "smoltcp holds at least one address");
-        });
-        let mut socket = tcp::Socket::new(
-            tcp::SocketBuffer::new(vec![0; self.config.receive_buffer]),
-            tcp::SocketBuffer::new(vec![0; self.config.transmit_buffer]),
-        );
-        socket.set_nagle_enabled(false);
-        socket.set_timeout(Some(self.config.connect_timeout.into()));
-        let mut sockets = SocketSet::new(Vec::with_capacity(1));
-        let handle = sockets.add(socket);
-        let slot = self.free.pop();
-        let generation = match slot.and_then(|slot| self.slots.get(slot as usize)) {
-            Some(Slot::Free { generation }) => *generation,
-            Some(Slot::Used(_)) | None => 0,
-        };
-        let connection = Slot::Used(Box::new(Connection {
-            generation,
-            port,
-            destination,
-            life: Life::Resolving,
-            released: false,
-            queued: false,
-            reported: false,
-            timer: None,
-            waiting: false,
-            header: [0; ETHERNET_HEADER],
-            interface,
-            sockets,
-            handle,
-        }));
-        let slot = match slot {
-            Some(slot) => {
-                if let Some(place) = self.slots.get_mut(slot as usize) {
-                    *place = connection;
-                }
-                slot
-            }
-            None => {
-                self.slots.push(connection);
-                // At most as many as there are ports, so it fits.
-                u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
-            }
-        };
-        ConnectionId { slot, generation }
-    }
-
-    /// The next hop is known: SYN.
-    fn start(&mut self, id: ConnectionId, mac: EthernetAddress) {
-        let own = self.mac;
-        let Some(connection) = self.connection_mut(id) else { return };
-        connection.header = ethernet_header(mac, own, EthernetProtocol::Ipv4);
-        let (destination, local) = (connection.destination, connection.port);
-        let Connection { interface, sockets, handle, .. } = connection;
-        let socket = sockets.get_mut::<tcp::Socket<'_>>(*handle);
-        match socket.connect(interface.context(), destination, local) {
-            Ok(()) => {
-                connection.life = Life::Opening;
-                self.make_ready(id);
-            }
-            Err(_) => self.fail(id, ConnectionError::NoRoute),
-        }
-    }
-
-    fn fail(&mut self, id: ConnectionId, error: ConnectionError) {
-        let Some(connection) = self.connection_mut(id) else { return };
-        connection.life = Life::Failed(error);
-        connection.socket_mut().abort();
-        self.make_ready(id);
-        self.report(id);
-    }
-
-    fn make_ready(&mut self, id: ConnectionId) {
-        if let Some(connection) = self.connection_mut(id)
-            && !connection.queued
-        {
-            connection.queued = true;
-            self.ready.push_back(id);
-        }
-    }
-
-    fn report(&mut self, id: ConnectionId) {
-        if let Some(connection) = self.connection_mut(id)
-            && !connection.reported
-            && !connection.released
-        {
-            connection.reported = true;
-            self.events.push_back(Event::Changed(id));
-        }
-    }
-
-    /// Asks the connections that have something to say for packets, as long as there is room for them.
-    fn run_ready(&mut self, now: Instant) {
-        let at = self.instant(now);
-        while !self.transmit.is_full() {
-            let Some(id) = self.ready.pop_front() else { break };
-            let Some(connection) = used(&mut self.slots, id) else { continue };
-            let before = connection.socket().state();
-            let Connection { interface, sockets, header, queued, .. } = connection;
-            let mut port = Port {
-                receive: None,
-                transmit: &mut self.transmit,
-                header: Some(*header),
-                capabilities: &self.connection_capabilities,
-            };
-            while interface.poll_egress(at, &mut port, sockets) != iface::PollResult::None {}
-            *queued = false;
-            let due = interface.poll_at(at, sockets);
-            let unfinished = self.transmit.is_full() && due.is_some_and(|due| due <= at);
-            if unfinished {
-                self.make_ready(id);
-            }
-            self.review(id, before, ConnectionError::TimedOut);
-            let due = due.map(|due| self.std_instant(due).max(now + Duration::from_millis(1)));
-            self.set_timer(id, due);
-            if !unfinished {
-                self.bury(id);
-            }
-        }
-    }
-
-    /// Compares what smoltcp says of a connection with what its owner was told. `before` is the socket's state
-    /// before the packet or timer that `cause` stands for.
-    fn review(&mut self, id: ConnectionId, before: tcp::State, cause: ConnectionError) {
-        let quarter = self.config.transmit_buffer / 4;
-        let Some(connection) = self.connection_mut(id) else { return };
-        let socket = connection.socket();
-        let life = match (connection.life, before, socket.state()) {
-            // Aborted, and whoever did it set the life.
-            (life, tcp::State::Closed, tcp::State::Closed) => life,
-            (Life::Open, tcp::State::LastAck, tcp::State::Closed) | (Life::Open, _, tcp::State::TimeWait) => {
-                Life::Done
-            }
-            (Life::Opening, _, tcp::State::Closed) if cause == ConnectionError::Reset => {
-                Life::Failed(ConnectionError::Refused)
-            }
-            (Life::Opening | Life::Open, _, tcp::State::Closed) => Life::Failed(cause),
-            (Life::Opening, _, tcp::State::SynSent | tcp::State::SynReceived) => Life::Opening,
-            (Life::Opening, _, _) => Life::Open,
-            (life, _, _) => life,
-        };
-        let readable = socket.can_recv() || !socket.may_recv();
-        let writable = socket.may_send() && socket.send_capacity() - socket.send_queue() >= quarter;
-        let changed = life != connection.life;
-        if changed && life == Life::Open {
-            // smoltcp would end an idle connection too after this time (its documentation says otherwise).
-            connection.socket_mut().set_timeout(None);
-        }
-        connection.life = life;
-        if changed || (life == Life::Open && (readable || writable)) {
-            self.report(id);
-        }
-    }
-
-    /// Removes a connection that nobody owns and that has nothing more to say.
-    fn bury(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connection_mut(id) else { return };
-        if !connection.released {
-            return;
-        }
-        let state = connection.socket().state();
-        if state == tcp::State::Closed {
-            self.remove(id);
-        } else if state == tcp::State::TimeWait && !connection.waiting {
-            connection.waiting = true;
-            self.time_waits.push_back(id);
-            if self.time_waits.len() > TIME_WAITS
-                && let Some(oldest) = self.time_waits.pop_front()
-            {
-                self.remove(oldest);
-            }
-        }
-    }
-
-    fn remove(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connection(id) else { return };
-        let (port, timer) = (connection.port, connection.timer);
-        if let Some(at) = timer {
-            self.timers.remove(&(at, id));
-        }
-        self.ports.remove(&port);
-        if let Some(place) = self.slots.get_mut(id.slot()) {
-            *place = Slot::Free { generation: id.generation.wrapping_add(1) };
-            self.free.push(id.slot);
-        }
-        // They expire in the order they came, so the ones that are gone are in front.
-        while self.time_waits.front().is_some_and(|oldest| self.connection(*oldest).is_none()) {
-            self.time_waits.pop_front();
-        }
-    }
-
-    fn set_timer(&mut self, id: ConnectionId, at: Option<Instant>) {
-        let Some(connection) = used(&mut self.slots, id) else { return };
-        let old = std::mem::replace(&mut connection.timer, at);
-        if old == at {
-            return;
-        }
-        if let Some(old) = old {
-            self.timers.remove(&(old, id));
-        }
-        if let Some(at) = at {
-            self.timers.insert((at, id));
-        }
-    }
-
-    fn connection(&self, id: ConnectionId) -> Option<&Connection> {
-        match self.slots.get(id.slot())? {
-            Slot::Used(connection) if connection.generation == id.generation => Some(connection),
-            Slot::Used(_) | Slot::Free { .. } => None,
-        }
-    }
-
-    fn connection_mut(&mut self, id: ConnectionId) -> Option<&mut Connection> {
-        used(&mut self.slots, id)
     }
 
     fn instant(&self, now: Instant) -> smoltcp::time::Instant {
@@ -1005,13 +588,6 @@ impl Stack {
 
     fn std_instant(&self, at: smoltcp::time::Instant) -> Instant {
         self.epoch + Duration::from_micros(u64::try_from(at.total_micros()).unwrap_or(0))
-    }
-}
-
-fn used(slots: &mut [Slot], id: ConnectionId) -> Option<&mut Connection> {
-    match slots.get_mut(id.slot())? {
-        Slot::Used(connection) if connection.generation == id.generation => Some(connection),
-        Slot::Used(_) | Slot::Free { .. } => None,
     }
 }
 
