@@ -140,6 +140,9 @@ pub enum Error {
         /// What is wrong.
         source: LoadError,
     },
+    /// Without it nothing is served, so somebody should start us again.
+    #[error("the VM's task failed: {0}")]
+    Session(String),
     /// No random numbers.
     #[error("the system gives no random numbers")]
     Random(#[from] openssl::error::ErrorStack),
@@ -162,7 +165,7 @@ pub async fn run(args: ServeArgs, shutdown: CancellationToken) -> Result<(), Err
         listeners.push(listener);
     }
     info!(card = %args.nic, subnet = %args.subnet.0, "the virtual network is up");
-    let server = Server::start(Parts {
+    let mut server = Server::start(Parts {
         nic,
         net,
         book,
@@ -172,10 +175,13 @@ pub async fn run(args: ServeArgs, shutdown: CancellationToken) -> Result<(), Err
         max_connections: args.max_connections,
         listeners,
     });
-    shutdown.cancelled().await;
+    let outcome = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        failed = server.failed() => Err(Error::Session(failed)),
+    };
     server.stop().await;
     info!("stopped");
-    Ok(())
+    outcome
 }
 
 /// What a [`Server`] is made of.
@@ -252,11 +258,19 @@ impl Server {
         Self { shutdown, session, serving }
     }
 
+    /// Waits until the VM's task ends without having been told to, which is a defect of ours. Cancel safe.
+    pub async fn failed(&mut self) -> String {
+        match (&mut self.session).await {
+            Ok(()) => "it ended by itself".to_owned(),
+            Err(error) => error.to_string(),
+        }
+    }
+
     /// Ends every link, and removes the card's socket if it is ours.
     pub async fn stop(self) {
         self.shutdown.cancel();
         self.serving.join_all().await;
-        if tokio::time::timeout(GOODBYE, self.session).await.is_err() {
+        if !self.session.is_finished() && tokio::time::timeout(GOODBYE, self.session).await.is_err() {
             warn!("the VM's task did not end in time");
         }
     }
