@@ -15,6 +15,7 @@
 //! | how does a password travel | [`ticket`] |
 //! | what can be wrong with a message | [`error`] |
 //! | what is a channel or message called | [`names`] |
+//! | how is a linked stream read as frames (feature `io`) | `frame_stream` |
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
