@@ -72,6 +72,15 @@ impl Transmit {
         self.frames.push_back(frame);
     }
 
+    /// Whether the last frame is a TCP segment with data. For frames that smoltcp made: IPv4 without options.
+    pub(super) fn last_has_data(&self) -> bool {
+        let words =
+            self.frames.back().and_then(|frame| frame.bytes().get(ETHERNET_HEADER..)?.first_chunk::<33>());
+        let Some(&[_, _, high, low, .., offset]) = words else { return false };
+        let headers = 20 + 4 * u16::from(offset >> 4);
+        u16::from_be_bytes([high, low]) > headers
+    }
+
     pub(super) fn pop(&mut self) -> Option<Frame> {
         let frame = self.frames.pop_front()?;
         self.bytes -= frame.len;

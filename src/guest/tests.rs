@@ -9,7 +9,8 @@ use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxT
 use smoltcp::socket::tcp;
 use smoltcp::wire::{
     DhcpMessageType, DhcpOption, DhcpPacket, DhcpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
-    EthernetRepr, HardwareAddress, IpCidr, IpProtocol, Ipv4Address, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr,
+    EthernetRepr, HardwareAddress, IpCidr, IpProtocol, Ipv4Address, Ipv4Packet, Ipv4Repr, TcpPacket,
+    UdpPacket, UdpRepr,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::timeout;
@@ -25,6 +26,8 @@ const SERVER_MAC: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 1]);
 const ECHO: u16 = 7;
 /// Answers the first byte with a reset.
 const RUDE: u16 = 666;
+/// Takes what comes, but says in every acknowledgement that it takes no more.
+const SHY: u16 = 13;
 const MTU: usize = 9000;
 
 #[derive(Default)]
@@ -79,14 +82,19 @@ async fn serve(mut cable: DuplexStream, sockets: usize) {
     interface.update_ip_addrs(|list| list.push(IpCidr::new(SERVER.into(), 16)).unwrap());
     let mut set = SocketSet::new(vec![]);
     let mut handles = Vec::new();
-    for number in 0..=sockets {
+    for number in 0..sockets + 2 {
         let buffer = || tcp::SocketBuffer::new(vec![0; 64 << 10]);
         let mut socket = tcp::Socket::new(buffer(), buffer());
-        let port = if number == 0 { RUDE } else { ECHO };
+        let port = match number {
+            0 => RUDE,
+            1 => SHY,
+            _ => ECHO,
+        };
         socket.listen(port).unwrap();
         handles.push((port, set.add(socket)));
     }
     let mut pending = Vec::new();
+    let mut frames = 0;
     let mut piece = vec![0; 1 << 20];
     loop {
         interface.poll(at(), &mut wire, &mut set);
@@ -94,7 +102,8 @@ async fn serve(mut cable: DuplexStream, sockets: usize) {
             behave(set.get_mut(*handle), *port);
         }
         interface.poll(at(), &mut wire, &mut set);
-        for frame in wire.outgoing.drain(..) {
+        for mut frame in wire.outgoing.drain(..) {
+            close_window(&mut frame);
             let mut framed = (frame.len() as u32).to_be_bytes().to_vec();
             framed.extend(frame);
             if cable.write_all(&framed).await.is_err() {
@@ -112,6 +121,8 @@ async fn serve(mut cable: DuplexStream, sockets: usize) {
             if pending.len() < 4 + len {
                 break;
             }
+            frames += 1;
+            assert!(frames < 100_000, "the guest sends without end");
             let frame = pending[4..4 + len].to_vec();
             pending.drain(..4 + len);
             match answer_dhcp(&frame) {
@@ -122,8 +133,25 @@ async fn serve(mut cable: DuplexStream, sockets: usize) {
     }
 }
 
+/// Closes the window in what [`SHY`] says.
+fn close_window(frame: &mut [u8]) {
+    let (ethernet, ip) = frame.split_at_mut(14);
+    if ethernet[12..] != [8, 0] || ip[9] != u8::from(IpProtocol::Tcp) {
+        return;
+    }
+    let mut tcp = TcpPacket::new_unchecked(&mut ip[20..]);
+    if tcp.src_port() == SHY && !tcp.syn() {
+        tcp.set_window_len(0);
+        tcp.fill_checksum(&SERVER.into(), &CLIENT.into());
+    }
+}
+
 fn behave(socket: &mut tcp::Socket<'_>, port: u16) {
-    if port == RUDE {
+    if port == SHY {
+        while socket.can_recv() {
+            socket.recv(|bytes| (bytes.len(), ())).unwrap();
+        }
+    } else if port == RUDE {
         if socket.can_recv() {
             socket.abort();
         }
@@ -304,6 +332,23 @@ async fn ping_answers_or_fails() {
     within("a pong", guest.ping(SERVER.into())).await.unwrap();
     let nobody = within("ARP to give up", guest.ping([198, 18, 9, 9].into())).await;
     assert_eq!(nobody, Err(Error::Connection(ConnectionError::Unreachable)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_that_closes_at_the_end_is_no_reason_to_shout() {
+    let (guest_end, server_end) = tokio::io::duplex(1 << 20);
+    let server = tokio::spawn(serve(server_end, 1));
+    let guest = Guest::start(guest_end, Config::default());
+    within("a lease", guest.lease()).await.unwrap();
+    let mut stream = guest.connect(SERVER.into(), SHY).await.unwrap();
+    stream.write_all(&[0; 1000]).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // From here on a byte at a time gets through, whenever the guest asks whether the window is still closed.
+    stream.write_all(&[0; 3]).await.unwrap();
+    stream.shutdown().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert!(!server.is_finished(), "the guest sent frames without end");
+    within("a pong", guest.ping(SERVER.into())).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

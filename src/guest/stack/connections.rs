@@ -14,6 +14,9 @@ use crate::guest::device::{ETHERNET_HEADER, Port};
 const TIME_WAITS: usize = 1024;
 /// Connections of the past kept to be used again: new rings for each would be most of what a short connection costs.
 const SPARES: usize = 256;
+/// smoltcp 0.14 probes a closed window without a pause, for ever, when the peer acknowledged all of it, our FIN too. A
+/// segment without data is never due at once behind another, so whoever wants that has to wait.
+const PROBE_PAUSE: Duration = Duration::from_millis(200);
 
 /// A connection's life as its owner sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -229,16 +232,21 @@ impl Stack {
                 header: Some(*header),
                 capabilities: &self.connection_capabilities,
             };
-            while interface.poll_egress(at, &mut port, sockets) != iface::PollResult::None {}
+            let mut sent = true;
+            while sent {
+                sent = interface.poll_egress(at, &mut port, sockets) != iface::PollResult::None
+                    && port.transmit.last_has_data();
+            }
             *queued = false;
             let due = interface.poll_at(at, sockets);
-            let unfinished = self.transmit.is_full() && due.is_some_and(|due| due <= at);
-            if unfinished {
+            let unfinished = due.is_some_and(|due| due <= at);
+            let full = self.transmit.is_full();
+            if unfinished && full {
                 self.make_ready(id);
             }
             self.review(id, before, ConnectionError::TimedOut);
-            let due = due.map(|due| self.std_instant(due).max(now + Duration::from_millis(1)));
-            self.set_timer(id, due);
+            let soonest = now + if unfinished { PROBE_PAUSE } else { Duration::from_millis(1) };
+            self.set_timer(id, due.map(|due| self.std_instant(due).max(soonest)));
             if !unfinished {
                 self.bury(id);
             }
