@@ -109,7 +109,8 @@ fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
 pub enum NicRole {
     /// QEMU listens (`server=on`); the other side connects, as often as it likes. Survives any restart.
     Listens,
-    /// QEMU connects (`server=off`) to whoever listens. Before QEMU 8 it tries once.
+    /// QEMU connects (`server=off`) to whoever listens. Before QEMU 8 it tries once; later ones are told to try again
+    /// every second.
     Connects,
 }
 
@@ -205,8 +206,9 @@ impl Builder {
         };
         let (console, command, control) = (listen("console")?, listen("command")?, listen("control")?);
         let spice = self.spice.clone().unwrap_or_else(|| SpiceAddress::Unix(directory.path().join("spice")));
+        let version = host.qemu_version().map_err(failed(host.qemu.display().to_string()))?;
         let mut child = Command::new(&host.qemu)
-            .args(self.arguments(&host, directory.path(), &spice))
+            .args(self.arguments(&host, version, directory.path(), &spice))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -268,7 +270,13 @@ impl Builder {
         Ok(archive.finish())
     }
 
-    fn arguments(&self, host: &Host, directory: &Path, spice: &SpiceAddress) -> Vec<String> {
+    fn arguments(
+        &self,
+        host: &Host,
+        version: (u32, u32),
+        directory: &Path,
+        spice: &SpiceAddress,
+    ) -> Vec<String> {
         let in_directory = |name: &str| escape(&directory.join(name));
         let mut spice_option = match spice {
             SpiceAddress::Tcp(address) => format!("addr={},port={}", address.ip(), address.port()),
@@ -302,12 +310,14 @@ impl Builder {
         }
         add("-spice", spice_option);
         if let Some((path, role)) = &self.nic {
-            let server = match role {
-                NicRole::Listens => "on",
-                NicRole::Connects => "off",
+            let role = match (role, version) {
+                (NicRole::Listens, _) => "server=on",
+                (NicRole::Connects, version) if version < (8, 0) => "server=off",
+                (NicRole::Connects, version) if version < (9, 2) => "server=off,reconnect=1",
+                (NicRole::Connects, _) => "server=off,reconnect-ms=1000",
             };
             let path = escape(path);
-            add("-netdev", format!("stream,id=tunnel,addr.type=unix,addr.path={path},server={server}"));
+            add("-netdev", format!("stream,id=tunnel,addr.type=unix,addr.path={path},{role}"));
             add("-device", "virtio-net-pci,netdev=tunnel,romfile=".to_owned());
         }
         arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
@@ -584,5 +594,61 @@ impl Log {
             );
         }
         Error::Ended { status, log }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(builder: &Builder, version: (u32, u32)) -> String {
+        let host = Host {
+            qemu: "/qemu".into(),
+            kernel: "/kernel".into(),
+            modules: Vec::new(),
+            busybox: "/busybox".into(),
+        };
+        let spice = builder.spice.clone().unwrap_or(SpiceAddress::Unix("/a,b/spice".into()));
+        builder.arguments(&host, version, Path::new("/a,b"), &spice).join(" ")
+    }
+
+    #[test]
+    fn commas_are_doubled_wherever_qemu_would_split() {
+        let line = line(&Vm::builder().ticket("x,y").nic("/n,ic", NicRole::Listens), (7, 2));
+        for part in [
+            "-object secret,id=ticket,data=x,,y",
+            "-spice unix=on,addr=/a,,b/spice,password-secret=ticket",
+            "-netdev stream,id=tunnel,addr.type=unix,addr.path=/n,,ic,server=on -device virtio-net-pci",
+            "-chardev socket,id=command,path=/a,,b/command",
+            "-initrd /a,b/initrd",
+        ] {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
+    }
+
+    #[test]
+    fn a_card_that_connects_tries_again_where_qemu_can() {
+        let builder = Vm::builder().nic("/nic", NicRole::Connects);
+        for (version, role) in [
+            ((7, 2), "server=off "),
+            ((8, 0), "server=off,reconnect=1 "),
+            ((9, 1), "server=off,reconnect=1 "),
+            ((9, 2), "server=off,reconnect-ms=1000 "),
+            ((10, 0), "server=off,reconnect-ms=1000 "),
+        ] {
+            let line = line(&builder, version);
+            assert!(line.contains(&format!("addr.path=/nic,{role}")), "{version:?}: {line}");
+        }
+        assert!(line(&builder, (7, 2)).contains("disable-ticketing=on"));
+    }
+
+    #[test]
+    fn answers_are_parsed_and_nonsense_is_not_taken_for_one() {
+        let answer = Answer { status: 3, output: "two\nlines".to_owned() };
+        assert_eq!(parse_answer("7 3 dHdvCmxpbmVz"), Some((7, answer)));
+        assert_eq!(parse_answer("0 0 "), Some((0, Answer { status: 0, output: String::new() })));
+        for nonsense in ["", "x 0 ", "7", "7 x", "7 0 ***"] {
+            assert_eq!(parse_answer(nonsense), None, "{nonsense:?}");
+        }
     }
 }

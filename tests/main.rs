@@ -5,6 +5,7 @@
 mod bridge;
 mod fuzz_regressions;
 mod netstack;
+mod printer;
 mod proxy;
 mod readme;
 mod vm;

@@ -85,6 +85,16 @@ impl Host {
         }
     }
 
+    /// QEMU's major and minor version.
+    ///
+    /// # Errors
+    /// It does not run, or does not say.
+    pub fn qemu_version(&self) -> io::Result<(u32, u32)> {
+        let output = Command::new(&self.qemu).arg("--version").output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        parse_version(&text).ok_or_else(|| io::Error::other(format!("not a version of qemu: {text:?}")))
+    }
+
     /// The content of a module, unpacked.
     ///
     /// # Errors
@@ -118,6 +128,12 @@ impl Host {
         }
         Ok(output.stdout)
     }
+}
+
+/// The first two numbers behind the word "version".
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split("version ").nth(1)?.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 /// The name a module is loaded by: its file's, without what tells the packing.
@@ -224,6 +240,15 @@ mod tests {
         bytes[56] = 1;
         bytes[64..68].copy_from_slice(&kind.to_le_bytes());
         bytes
+    }
+
+    #[test]
+    fn versions_are_understood() {
+        let debian =
+            "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright (c) 2003-2022 …";
+        assert_eq!(parse_version(debian), Some((7, 2)));
+        assert_eq!(parse_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)"), Some((10, 0)));
+        assert_eq!(parse_version("qemu: not found"), None);
     }
 
     #[test]
