@@ -4,6 +4,8 @@
 //! opened and closed a second; and the memory that idle connections take. Both stacks run on one thread, so the netstack
 //! itself is faster than the pair.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
