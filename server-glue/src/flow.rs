@@ -41,6 +41,9 @@ pub(crate) struct Engine {
 /// smoltcp's time at the epoch. Not zero, which means "at once" in its deadlines.
 const EPOCH: Duration = Duration::from_secs(1);
 
+/// How long our SYN-ACK may stay unanswered. A guest that takes longer than this over a link without distance never meant it.
+const HANDSHAKE: Duration = Duration::from_secs(30);
+
 /// Octets through the rings up to which a socket is kept.
 const WORTH_KEEPING: usize = 32 * 1024;
 
@@ -155,6 +158,8 @@ pub(crate) struct Flow {
     end_told: bool,
     /// Octets that went through the rings, at most.
     touched: usize,
+    /// How long the guest may be silent once the connection is open.
+    dead_after: Duration,
 }
 
 /// A socket without a connection.
@@ -178,7 +183,6 @@ impl Spare {
         // or Cubic (in a simulation without latency); where every hundredth frame was lost, 1.0, 8.9 and 7.2 s.
         socket.set_congestion_control(tcp::CongestionControl::None);
         socket.set_keep_alive(Some(to_stack_duration(options.keepalive)));
-        socket.set_timeout(Some(to_stack_duration(options.dead_after)));
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
         Spare { sockets, handle }
@@ -198,7 +202,7 @@ impl Flow {
     pub(crate) fn accept(
         engine: &mut Engine,
         now: Instant,
-        spare: Spare,
+        (spare, options): (Spare, &FlowOptions),
         local: SocketAddr,
         syn: &[u8],
         scratch: &mut Scratch,
@@ -211,7 +215,9 @@ impl Flow {
         };
         // Fails only for port 0, which no segment has. It also forgets all that the socket was before.
         let listener = IpListenEndpoint { addr: address, port: local.port() };
-        let _ = sockets.get_mut::<tcp::Socket<'_>>(handle).listen(listener);
+        let socket = sockets.get_mut::<tcp::Socket<'_>>(handle);
+        let _ = socket.listen(listener);
+        socket.set_timeout(Some(to_stack_duration(options.dead_after.min(HANDSHAKE))));
         let mut flow = Flow {
             sockets,
             handle,
@@ -223,6 +229,7 @@ impl Flow {
             wants_room: false,
             end_told: false,
             touched: 0,
+            dead_after: options.dead_after,
         };
         flow.ingress(engine, now, syn, scratch);
         if flow.socket().state() != tcp::State::SynReceived {
@@ -460,10 +467,11 @@ impl Flow {
                     Cause::OwnTurn => Progress::Aborted,
                 };
             }
-        } else {
+        } else if self.progress == Progress::Opening {
             self.progress = Progress::Open;
-            if self.close_when_open {
-                self.close_when_open = false;
+            let timeout = to_stack_duration(self.dead_after);
+            self.socket_mut().set_timeout(Some(timeout));
+            if std::mem::take(&mut self.close_when_open) {
                 self.socket_mut().close();
             }
         }

@@ -40,8 +40,9 @@
 //!
 //! A guest can make us hold at most [`NetConfig::max_flows`] connections, of which [`NetConfig::max_half_open`] are not established:
 //! beyond the first, a SYN is answered by RST, beyond the second it is dropped, and the guest tries again. A held SYN costs
-//! some hundred octets, an accepted one its rings, as far as they were used. TIME-WAIT needs no rings. Answers that wait
-//! for the NIC are bounded, and dropped beyond that, as on any link.
+//! some hundred octets, an accepted one its rings, as far as they were used: a guest that fills them all while nobody reads takes
+//! [`NetConfig::max_flows`] times [`NetConfig::receive_buffer`]. TIME-WAIT needs no rings. Answers that wait for the NIC are
+//! bounded, and dropped beyond that, as on any link.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -213,8 +214,14 @@ impl Netstack {
     pub fn accept(&mut self, now: Instant, flow: FlowId) {
         let Some(held) = self.table.take_held(flow) else { return };
         let spare = self.spares.pop().unwrap_or_else(|| Spare::new(&self.options));
-        let accepted =
-            Flow::accept(&mut self.engine, now, spare, held.pair.local, &held.syn, &mut self.scratch);
+        let accepted = Flow::accept(
+            &mut self.engine,
+            now,
+            (spare, &self.options),
+            held.pair.local,
+            &held.syn,
+            &mut self.scratch,
+        );
         self.counters.accepted += 1;
         self.table.open(flow, &held, accepted);
         self.table.make_ready(flow.slot());
