@@ -71,14 +71,14 @@ fn near() -> impl Strategy<Value = i32> {
 
 fn flags() -> impl Strategy<Value = u8> {
     prop_oneof![
-        6 => Just(ACK),
-        2 => Just(PSH | ACK),
-        2 => Just(FIN | ACK),
-        3 => Just(SYN),
+        24 => Just(ACK),
+        8 => Just(PSH | ACK),
+        8 => Just(FIN | ACK),
+        6 => Just(SYN),
         1 => Just(SYN | ACK),
         1 => Just(RST | ACK),
-        1 => Just(URG | ACK),
-        1 => any::<u8>(),
+        4 => Just(URG | ACK),
+        2 => any::<u8>(),
     ]
 }
 
@@ -92,19 +92,36 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(port, flags, seq, ack, len, window, options)| {
                 Step::Segment { port, flags, seq, ack, len, window, options }
             }),
-        6 => (port, len.clone(), proptest::bool::weighted(0.1)).prop_map(|(port, len, fin)| Step::Obey { port, len, fin }),
+        6 => (port, len.clone(), proptest::bool::weighted(0.2)).prop_map(|(port, len, fin)| Step::Obey { port, len, fin }),
         5 => flow.clone().prop_map(Step::Accept),
-        1 => flow.clone().prop_map(Step::Refuse),
-        1 => flow.clone().prop_map(Step::Unreachable),
+        1 => (flow.clone(), proptest::bool::weighted(0.2)).prop_map(|(flow, end)| {
+            if end { Step::Refuse(flow) } else { Step::Recv(flow, 1) }
+        }),
+        1 => (flow.clone(), proptest::bool::weighted(0.2)).prop_map(|(flow, end)| {
+            if end { Step::Unreachable(flow) } else { Step::Send(flow, 1) }
+        }),
         4 => (flow.clone(), 0..100_000usize).prop_map(|(flow, len)| Step::Recv(flow, len)),
         4 => (flow.clone(), len).prop_map(|(flow, len)| Step::Send(flow, len)),
-        1 => flow.clone().prop_map(Step::Finish),
-        1 => flow.prop_map(Step::Reset),
-        5 => (0..50usize).prop_map(Step::Drain),
-        2 => (0..200_000u32).prop_map(Step::Pass),
+        2 => flow.clone().prop_map(Step::Finish),
+        1 => (flow, proptest::bool::weighted(0.1)).prop_map(|(flow, end)| {
+            if end { Step::Reset(flow) } else { Step::Finish(flow) }
+        }),
+        6 => (0..50usize).prop_map(Step::Drain),
+        2 => prop_oneof![8 => 0..3000u32, 1 => 0..200_000u32].prop_map(Step::Pass),
         1 => proptest::bool::weighted(0.05).prop_map(|lost| if lost { Step::LinkLost } else { Step::Drain(9) }),
     ];
-    proptest::collection::vec(step, 1..120)
+    // Most games begin with up to three open connections: dice alone seldom get that far.
+    (0..4u16, proptest::collection::vec(step, 1..120)).prop_map(|(open, steps)| {
+        let opening = (1..=open).flat_map(|port| {
+            let (flags, options, window) = (SYN, 1, 64_240);
+            [
+                Step::Segment { port, flags, seq: 0, ack: 0, len: 0, window, options },
+                Step::Accept(usize::from(port) - 1),
+                Step::Obey { port, len: 0, fin: false },
+            ]
+        });
+        opening.chain(steps).collect()
+    })
 }
 
 /// The octet that always stands at a place of a stream.
