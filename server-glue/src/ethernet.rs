@@ -5,7 +5,7 @@
 //! destination exist. ARP, ICMP echo and the errors a host or a router would send are answered here. What is left, TCP
 //! and DHCP, goes up.
 //!
-//! What exists: the gateway, and every address that something is published at. Only these answer ARP and ping, so a
+//! What exists: the gateway, every address that something is published at, and those that connections still have. Only these answer ARP and ping, so a
 //! guest that looks for anything else finds a silent link, as on a real one. Nothing here is ever sent unasked.
 
 use std::collections::{BTreeSet, HashMap};
@@ -19,6 +19,7 @@ use crate::packet::{
     PROTOCOL_UDP, Payload, Route, Segment, Udp, Unreachable, ethernet_ipv4, put_arp_reply, put_echo_reply,
     put_ethernet_ipv4, put_unreachable,
 };
+use crate::table::Table;
 
 /// UDP port of a DHCP server (RFC 2131).
 pub(crate) const DHCP_SERVER_PORT: u16 = 67;
@@ -32,7 +33,7 @@ const OUTBOX_LIMIT: usize = 512 * 1024;
 /// What the edge hands up.
 #[derive(Debug)]
 pub(crate) enum Upward<'a> {
-    /// A TCP segment to the gateway or to a published address.
+    /// A TCP segment to an address that exists.
     Tcp { from: MacAddress, segment: Segment<'a> },
     /// A DHCP client's message.
     Dhcp { from: MacAddress, message: &'a [u8] },
@@ -79,8 +80,9 @@ impl Edge {
         self.published.get(&address).is_some_and(|ports| ports.contains(&port))
     }
 
-    fn exists(&self, address: Ipv4Addr) -> bool {
-        address == self.gateway || self.published.contains_key(&IpAddr::V4(address))
+    fn exists(&self, address: Ipv4Addr, table: &Table) -> bool {
+        let ip = IpAddr::V4(address);
+        address == self.gateway || self.published.contains_key(&ip) || table.uses(ip)
     }
 
     fn route(&self, to: MacAddress) -> Route {
@@ -92,6 +94,7 @@ impl Edge {
         &mut self,
         now: Instant,
         frame: &'a [u8],
+        table: &Table,
         counters: &mut Counters,
     ) -> Option<Upward<'a>> {
         counters.frames_in += 1;
@@ -109,10 +112,10 @@ impl Edge {
         }
         match frame.payload {
             Payload::Arp(packet) => {
-                self.receive_arp(frame.source, packet, counters);
+                self.receive_arp(frame.source, packet, table, counters);
                 None
             }
-            Payload::Ipv4(packet) => self.receive_ipv4(now, &frame, packet, counters),
+            Payload::Ipv4(packet) => self.receive_ipv4(now, &frame, packet, table, counters),
             Payload::Ipv6 => {
                 counters.ipv6 += 1;
                 None
@@ -124,7 +127,7 @@ impl Edge {
         }
     }
 
-    fn receive_arp(&mut self, from: MacAddress, packet: &[u8], counters: &mut Counters) {
+    fn receive_arp(&mut self, from: MacAddress, packet: &[u8], table: &Table, counters: &mut Counters) {
         let request = match ArpRequest::parse(packet) {
             Ok(Some(request)) => request,
             Ok(None) => return,
@@ -138,7 +141,7 @@ impl Edge {
         let asks = request.sender != request.target
             && (request.sender.is_unspecified() || self.subnet.contains(request.sender.into()))
             && request.sender_mac.is_unicast();
-        if !asks || !self.exists(request.target) {
+        if !asks || !self.exists(request.target, table) {
             counters.arp_unanswered += 1;
             return;
         }
@@ -152,6 +155,7 @@ impl Edge {
         now: Instant,
         frame: &Frame<'a>,
         packet: &'a [u8],
+        table: &Table,
         counters: &mut Counters,
     ) -> Option<Upward<'a>> {
         let ip = match Ipv4::parse(packet) {
@@ -173,7 +177,7 @@ impl Edge {
             return Some(Upward::Dhcp { from: frame.source, message: udp.payload });
         }
         // Only a host of this subnet can be answered, and nobody may speak in the name of what exists here.
-        if !self.subnet.is_host(ip.source.into()) || self.exists(ip.source) {
+        if !self.subnet.is_host(ip.source.into()) || self.exists(ip.source, table) {
             counters.martian += 1;
             return None;
         }
@@ -187,7 +191,7 @@ impl Edge {
             counters.not_for_us += 1;
             return None;
         }
-        if !self.exists(ip.destination) {
+        if !self.exists(ip.destination, table) {
             // As a router would: it knows that nobody is there, or no way to there.
             let reason = if self.subnet.contains(ip.destination.into()) {
                 Unreachable::Host

@@ -45,7 +45,7 @@
 //! bounded, and dropped beyond that, as on any link.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use crate::dhcp::{DhcpConfig, DhcpServer};
@@ -109,7 +109,7 @@ pub enum NetEvent {
         /// The guest's address on the link.
         mac: MacAddress,
         /// Its address in the virtual network.
-        address: Ipv4Addr,
+        address: IpAddr,
     },
 }
 
@@ -204,8 +204,8 @@ impl Netstack {
         self.edge.publish(address, port);
     }
 
-    /// No new connections to `port` of `address`; without any published port the address does not exist any more. Connections that
-    /// are open stay.
+    /// No new connections to `port` of `address`. Connections that are open stay; without them, and without any published port, the
+    /// address does not exist any more.
     pub fn withdraw(&mut self, address: IpAddr, port: u16) {
         self.edge.withdraw(address, port);
     }
@@ -312,7 +312,7 @@ impl Netstack {
 
     /// A frame from the guest, without its check sequence. Whatever it is: bad ones are counted and dropped.
     pub fn handle_frame(&mut self, now: Instant, frame: &[u8]) {
-        match self.edge.receive(now, frame, &mut self.counters) {
+        match self.edge.receive(now, frame, &self.table, &mut self.counters) {
             Some(Upward::Tcp { from, segment }) => self.handle_segment(now, from, &segment),
             Some(Upward::Dhcp { from, message }) => self.handle_dhcp(now, from, message),
             None => {}
@@ -629,7 +629,7 @@ impl Netstack {
             put_udp(out, server, client, &answer.message);
         });
         if let Some((mac, address)) = answer.leased {
-            self.events.push_back(NetEvent::GuestLeased { mac, address });
+            self.events.push_back(NetEvent::GuestLeased { mac, address: address.into() });
         }
     }
 }

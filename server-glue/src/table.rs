@@ -3,8 +3,9 @@
 //! It keeps its parts in step with each other and knows nothing of TCP. A place is free, holds a SYN, or has a connection; its
 //! generation tells those apart that had it one after the other.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use crate::flow::{Flow, Rest};
@@ -105,6 +106,8 @@ pub(crate) struct Table {
     free: Vec<u32>,
     /// INVARIANT: the held SYNs and the linked connections.
     by_pair: HashMap<Pair, u32>,
+    /// INVARIANT: how many of `by_pair` have each address on our side; none has zero.
+    locals: HashMap<IpAddr, usize>,
     resting: HashMap<Pair, Resting>,
     /// INVARIANT: how many held SYNs and connections with `half_open` there are.
     half_open: usize,
@@ -119,6 +122,7 @@ impl Table {
             slots: Vec::new(),
             free: Vec::new(),
             by_pair: HashMap::new(),
+            locals: HashMap::new(),
             resting: HashMap::new(),
             half_open: 0,
             ready: VecDeque::new(),
@@ -137,6 +141,11 @@ impl Table {
 
     pub(crate) fn find(&self, pair: &Pair) -> Option<u32> {
         self.by_pair.get(pair).copied()
+    }
+
+    /// Whether a held SYN or a linked connection has `address` on our side.
+    pub(crate) fn uses(&self, address: IpAddr) -> bool {
+        self.locals.contains_key(&address)
     }
 
     pub(crate) fn id(&self, slot: u32) -> FlowId {
@@ -186,7 +195,7 @@ impl Table {
             }
         };
         self.half_open += 1;
-        self.by_pair.insert(held.pair, slot);
+        self.link(held.pair, slot);
         self.timers.insert((held.deadline, Timer::Slot(slot)));
         *self.content_mut(slot)? = Content::Held(held);
         Some(self.id(slot))
@@ -223,7 +232,7 @@ impl Table {
         if let Some(slot) = self.slot_mut(id) {
             slot.content = Content::Connection(Box::new(connection));
             self.half_open += 1;
-            self.by_pair.insert(held.pair, id.slot);
+            self.link(held.pair, id.slot);
         }
     }
 
@@ -242,7 +251,7 @@ impl Table {
         let Some(connection) = self.connection_at(slot) else { return };
         if std::mem::take(&mut connection.linked) {
             let pair = connection.pair;
-            self.by_pair.remove(&pair);
+            self.cut(&pair);
         }
     }
 
@@ -366,8 +375,25 @@ impl Table {
         (slot.generation == flow.generation).then_some(slot)
     }
 
+    fn link(&mut self, pair: Pair, slot: u32) {
+        if self.by_pair.insert(pair, slot).is_none() {
+            *self.locals.entry(pair.local.ip()).or_default() += 1;
+        }
+    }
+
+    fn cut(&mut self, pair: &Pair) {
+        if self.by_pair.remove(pair).is_some()
+            && let Entry::Occupied(mut count) = self.locals.entry(pair.local.ip())
+        {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+
     fn forget_held(&mut self, slot: u32, held: &Held) {
-        self.by_pair.remove(&held.pair);
+        self.cut(&held.pair);
         self.timers.remove(&(held.deadline, Timer::Slot(slot)));
         self.half_open -= 1;
     }

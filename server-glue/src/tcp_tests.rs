@@ -619,6 +619,18 @@ fn withdrawing_stops_new_connections_only() {
     script.send_tcp(tcp(ACK, 1001, ours).data(b"still here"));
     assert_eq!(script.read(flow), b"still here");
     script.expect_tcp();
+    // Even when nothing at all is published there any more.
+    script.net.withdraw(HOST.into(), 80);
+    script.send_tcp(tcp(SYN, 1, 0).from(4001));
+    assert_eq!(script.expect_tcp().flags, RST | ACK);
+    script.send_tcp(tcp(FIN | ACK, 1011, ours).data(b"and here"));
+    assert_eq!(script.read(flow), b"and here");
+    script.net.finish(script.now, flow);
+    script.expect_numbers(FIN | ACK, ours, 1020);
+    script.send_tcp(tcp(ACK, 1020, ours + 1));
+    assert_eq!(script.net.flows(), 0);
+    script.send_tcp(tcp(ACK, 1020, ours + 1));
+    assert_eq!(script.expect_icmp(GATEWAY).1, 1);
     // And v6 addresses can be named, though nobody can reach them yet.
     script.net.publish(IpAddr::from([0; 16]), 80);
     script.net.withdraw(IpAddr::from([0; 16]), 80);
