@@ -4,6 +4,7 @@
 mod rig;
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -53,6 +54,8 @@ fn connect(server: SocketAddr, password: &Path, services: &Services) -> Program 
         ("web", services.web),
         ("half", services.half),
         ("hold", services.hold),
+        ("abort", services.abort),
+        ("endless", services.endless),
         ("closed", services.closed),
     ];
     for (name, address) in shares {
@@ -64,7 +67,7 @@ fn connect(server: SocketAddr, password: &Path, services: &Services) -> Program 
 /// Where the guest finds what is shared: `ADDRESS PORT` by name.
 async fn mapped(connect: &mut Program) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
-    while found.len() < 4 {
+    while found.len() < 6 {
         let event = connect.event("mapped").await;
         let (name, address) = (event["name"].as_str().unwrap(), event["virtual_ip"].as_str().unwrap());
         found.insert(name.to_owned(), format!("{address} {}", event["port"]));
@@ -135,9 +138,22 @@ async fn exercise(vm: &Vm, services: &mut Services, at: &BTreeMap<String, String
 
     let half = run(vm, &format!("seq 100000 | nc {}", at["half"])).await;
     assert_eq!(half, "588895 bytes to the end\n");
+    watch.lap("half-close");
+    let aborted = ask(vm, &format!("wget -qO /dev/null {}", url(&at["abort"], ""))).await;
+    assert_ne!(aborted.status, 0);
+    assert!(aborted.output.contains("Connection reset by peer"), "a service that resets: {aborted:?}");
+    // nc has much unread when it dies, so that the guest resets. Its input stays open: it has not finished before.
+    let command = format!(
+        "mkfifo /tmp/open; sleep 1000 >/tmp/open & nc {} </tmp/open | head -c 100000 >/dev/null; kill $!; rm /tmp/open",
+        at["endless"]
+    );
+    run(vm, &command).await;
+    let broken = soon("the service to be told", services.broken.recv()).await.unwrap();
+    assert!(matches!(broken, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{broken:?}");
+    watch.lap("resets both ways");
     run(vm, &format!("ping -c 2 -w 10 {web}")).await;
     run(vm, "ping -c 1 -w 10 198.18.0.1").await;
-    watch.lap("half-close and ping");
+    watch.lap("ping");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -387,11 +388,15 @@ pub(crate) struct Services {
     pub(crate) web: SocketAddr,
     pub(crate) half: SocketAddr,
     pub(crate) hold: SocketAddr,
+    pub(crate) abort: SocketAddr,
+    pub(crate) endless: SocketAddr,
     /// A port where nobody listens.
     pub(crate) closed: SocketAddr,
     pub(crate) blob: Blob,
     /// What was posted: its length and SHA-256.
     pub(crate) posted: mpsc::UnboundedReceiver<(usize, String)>,
+    /// How writing at `endless` ended.
+    pub(crate) broken: mpsc::UnboundedReceiver<ErrorKind>,
     _tasks: JoinSet<()>,
 }
 
@@ -417,15 +422,20 @@ impl Services {
         let blob = Blob { sha256: hex(&sha256(&bytes)), bytes: bytes.into() };
         let bind = || async { TcpListener::bind("127.0.0.1:0").await.unwrap() };
         let (web, half, hold) = (bind().await, bind().await, bind().await);
+        let (abort, endless) = (bind().await, bind().await);
         let closed = bind().await.local_addr().unwrap();
         let (report, posted) = mpsc::unbounded_channel();
+        let (report_broken, broken) = mpsc::unbounded_channel();
         let mut tasks = JoinSet::new();
-        let addresses = [&web, &half, &hold].map(|listener| listener.local_addr().unwrap());
+        let listeners = [&web, &half, &hold, &abort, &endless];
+        let addresses = listeners.map(|listener| listener.local_addr().unwrap());
         tasks.spawn(serve_web(web, blob.clone(), report));
         tasks.spawn(serve_half(half));
         tasks.spawn(serve_hold(hold));
-        let [web, half, hold] = addresses;
-        Self { web, half, hold, closed, blob, posted, _tasks: tasks }
+        tasks.spawn(serve_abort(abort));
+        tasks.spawn(serve_endless(endless, report_broken));
+        let [web, half, hold, abort, endless] = addresses;
+        Self { web, half, hold, abort, endless, closed, blob, posted, broken, _tasks: tasks }
     }
 }
 
@@ -503,6 +513,36 @@ async fn serve_hold(listener: TcpListener) {
         tokio::spawn(async move {
             let _ = stream.write_all(b"HTTP/1.0 200 OK\r\nContent-Length: 1000000\r\n\r\nholding\n").await;
             let _ = stream.read_to_end(&mut Vec::new()).await;
+        });
+    }
+}
+
+/// Begins an answer of HTTP, and then resets the connection.
+async fn serve_abort(listener: TcpListener) {
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        tokio::spawn(async move {
+            // The request must be read: what is unread would make any close a reset.
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all(b"HTTP/1.0 200 OK\r\nContent-Length: 1000000\r\n\r\n").await;
+            sleep(Duration::from_millis(100)).await;
+            stream.set_zero_linger().unwrap();
+        });
+    }
+}
+
+/// Writes for ever, and reports what ended that.
+async fn serve_endless(listener: TcpListener, report: mpsc::UnboundedSender<ErrorKind>) {
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let report = report.clone();
+        tokio::spawn(async move {
+            let error = loop {
+                if let Err(error) = stream.write_all(&[b'x'; 4096]).await {
+                    break error.kind();
+                }
+            };
+            let _ = report.send(error);
         });
     }
 }
