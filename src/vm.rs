@@ -19,36 +19,30 @@
 mod host;
 mod initramfs;
 mod qmp;
+mod serial;
 
-use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use openssl::base64;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
-use tokio::net::unix::OwnedWriteHalf;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::process::{Child, Command};
-use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 pub use host::{Host, Missing};
 pub use initramfs::Initramfs;
 use qmp::Qmp;
+pub use serial::Answer;
+use serial::{Commands, Log};
 
 /// The guest's first program: see the comment in it for the protocol of the serial port.
 const INIT: &str = include_str!("vm/init.sh");
 const LEASE_SCRIPT: &str = include_str!("vm/lease.sh");
 /// How long QEMU may take to open its connections to us.
 const START_DEADLINE: Duration = Duration::from_secs(30);
-/// Lines of the guest's console and of QEMU's complaints that are kept for error messages.
-const KEPT_LINES: usize = 60;
 
 /// What goes wrong with a virtual machine.
 #[derive(Debug, thiserror::Error)]
@@ -331,15 +325,6 @@ fn escape(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 
-/// What a command in the guest came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
-    /// Its exit status.
-    pub status: i32,
-    /// What it wrote to standard output and standard error.
-    pub output: String,
-}
-
 /// A running virtual machine. Dropping it kills QEMU and removes its directory.
 #[derive(Debug)]
 pub struct Vm {
@@ -485,118 +470,6 @@ impl Vm {
     }
 }
 
-/// Who waits for which command's answer.
-type Waiting = Arc<Mutex<BTreeMap<u32, oneshot::Sender<Answer>>>>;
-
-/// The serial port that runs commands.
-#[derive(Debug)]
-struct Commands {
-    writer: tokio::sync::Mutex<OwnedWriteHalf>,
-    next: AtomicU32,
-    ready: watch::Receiver<bool>,
-    waiting: Waiting,
-}
-
-impl Commands {
-    fn new(port: UnixStream) -> (Self, impl Future<Output = ()>) {
-        let (reader, writer) = port.into_split();
-        let (ready, is_ready) = watch::channel(false);
-        let waiting = Waiting::default();
-        let commands = Self {
-            writer: tokio::sync::Mutex::new(writer),
-            next: AtomicU32::new(1),
-            ready: is_ready,
-            waiting: Arc::clone(&waiting),
-        };
-        let answers = async move {
-            let mut lines = BufReader::new(reader).lines();
-            while let Ok(Some(line)) = lines.next_line().await {
-                let Some((id, answer)) = parse_answer(&line) else { continue };
-                if id == 0 {
-                    ready.send_replace(true);
-                } else if let Some(waiter) = lock(&waiting).remove(&id) {
-                    // Whoever asked may have given up meanwhile.
-                    let _ = waiter.send(answer);
-                }
-            }
-            // Dropping the senders tells everybody that nothing comes any more.
-            lock(&waiting).clear();
-        };
-        (commands, answers)
-    }
-
-    /// `None` when the port is closed.
-    async fn run(&self, command: &str) -> Option<Answer> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, receiver) = oneshot::channel();
-        let line = format!("{id} {}\n", base64::encode_block(command.as_bytes()));
-        lock(&self.waiting).insert(id, sender);
-        let mut writer = self.writer.lock().await;
-        if writer.write_all(line.as_bytes()).await.is_err() {
-            lock(&self.waiting).remove(&id);
-            return None;
-        }
-        drop(writer);
-        receiver.await.ok()
-    }
-}
-
-fn parse_answer(line: &str) -> Option<(u32, Answer)> {
-    let mut words = line.trim_end().split(' ');
-    let id = words.next()?.parse().ok()?;
-    let status = words.next()?.parse().ok()?;
-    let output = base64::decode_block(words.next().unwrap_or_default()).ok()?;
-    Some((id, Answer { status, output: String::from_utf8_lossy(&output).into_owned() }))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The last lines of what the machine said.
-#[derive(Debug, Clone, Default)]
-struct Log {
-    lines: Arc<Mutex<VecDeque<String>>>,
-}
-
-impl Log {
-    async fn keep(self, who: &str, from: impl AsyncRead + Unpin) {
-        let mut lines = BufReader::new(from).split(b'\n');
-        while let Ok(Some(line)) = lines.next_segment().await {
-            let line = String::from_utf8_lossy(&line);
-            let line: String = line.chars().filter(|c| !c.is_control()).collect();
-            tracing::debug!(who, line, "virtual machine");
-            let mut kept = lock(&self.lines);
-            if kept.len() == KEPT_LINES {
-                kept.pop_front();
-            }
-            kept.push_back(format!("{who}: {line}"));
-        }
-    }
-
-    fn lines(&self) -> Vec<String> {
-        lock(&self.lines).iter().cloned().collect()
-    }
-
-    fn deadline(&self, what: &str, after: Duration) -> Error {
-        Error::Deadline { what: what.to_owned(), after, log: self.lines() }
-    }
-
-    async fn ended(&self, status: io::Result<ExitStatus>) -> Error {
-        // What it complained last may still be on its way to us.
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-        let mut log = self.lines();
-        let text = log.join("\n");
-        if text.contains("spice") && (text.contains("not compiled") || text.contains("module")) {
-            log.push(
-                "install QEMU's Spice with: apt-get install qemu-system-modules-spice (Debian 13)".to_owned(),
-            );
-        }
-        Error::Ended { status, log }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -640,15 +513,5 @@ mod tests {
             assert!(line.contains(&format!("addr.path=/nic,{role}")), "{version:?}: {line}");
         }
         assert!(line(&builder, (7, 2)).contains("disable-ticketing=on"));
-    }
-
-    #[test]
-    fn answers_are_parsed_and_nonsense_is_not_taken_for_one() {
-        let answer = Answer { status: 3, output: "two\nlines".to_owned() };
-        assert_eq!(parse_answer("7 3 dHdvCmxpbmVz"), Some((7, answer)));
-        assert_eq!(parse_answer("0 0 "), Some((0, Answer { status: 0, output: String::new() })));
-        for nonsense in ["", "x 0 ", "7", "7 x", "7 0 ***"] {
-            assert_eq!(parse_answer(nonsense), None, "{nonsense:?}");
-        }
     }
 }
