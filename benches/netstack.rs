@@ -157,7 +157,7 @@ fn rate(octets: usize, start: Instant) -> f64 {
 fn churn(time: Duration) -> f64 {
     let mut pair = Pair::new(1500);
     let start = Instant::now();
-    let mut count = 0;
+    let mut count = 0u32;
     while start.elapsed() < time {
         let id = pair.open(1)[0];
         pair.guest.finish(id);
@@ -166,6 +166,7 @@ fn churn(time: Duration) -> f64 {
         while pair.step() {}
         count += 1;
     }
+    assert_eq!(pair.net.counters().closed, u64::from(count), "every one was closed in order");
     f64::from(count) / start.elapsed().as_secs_f64()
 }
 
