@@ -8,4 +8,5 @@ mod netstack;
 mod printer;
 mod proxy;
 mod readme;
+mod session;
 mod vm;

@@ -227,6 +227,11 @@ impl Nic {
         self.full
     }
 
+    /// Whether everything that was queued has been sent; it moves only while [`Nic::ready`] is polled.
+    pub fn is_flushed(&self) -> bool {
+        self.outgoing.pending().is_empty()
+    }
+
     /// Whether a virtual machine is at the other end.
     pub fn is_connected(&self) -> bool {
         self.link.is_some()

@@ -14,7 +14,7 @@ use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use spice_proto::error::FrameError;
 use spice_proto::frame_stream::FrameStream;
@@ -32,6 +32,8 @@ use crate::nic::{Nic, NicEvent};
 use crate::proxy::TunnelLink;
 use crate::stream::BoxStream;
 
+/// How long the guest's card may take the last frames.
+const GOODBYE: Duration = Duration::from_millis(500);
 /// Messages of the client that are taken in one turn.
 const MESSAGES_PER_TURN: usize = 256;
 /// Frames of the guest that are taken in one turn.
@@ -108,6 +110,8 @@ impl Tunnel {
 enum TunnelEnd {
     #[error("its Spice session is over")]
     Session,
+    #[error("we are shutting down")]
+    Shutdown,
     #[error("another tunnel takes its place")]
     Replaced,
     #[error("the client closed it")]
@@ -163,8 +167,28 @@ impl Session {
             {
                 self.timer.as_mut().reset(at.into());
             }
-            let Some(woken) = self.wait(shutdown.as_mut()).await else { return };
+            let Some(woken) = self.wait(shutdown.as_mut()).await else { break };
             self.feed(Instant::now(), woken);
+        }
+        self.say_goodbye().await;
+    }
+
+    /// Tells the guest that its connections are over, as nobody will be there to tell it later.
+    async fn say_goodbye(&mut self) {
+        let now = Instant::now();
+        self.end_tunnel(now, &TunnelEnd::Shutdown);
+        self.bridge.advance(now);
+        while let Some(frame) = self.bridge.poll_guest_frame(now) {
+            self.nic.queue(frame);
+        }
+        let flushed = async {
+            while !self.nic.is_flushed() {
+                self.nic.ready().await;
+                while self.nic.next_frame().is_some() {}
+            }
+        };
+        if tokio::time::timeout(GOODBYE, flushed).await.is_err() {
+            debug!("the guest's card did not take the last frames");
         }
     }
 
@@ -259,7 +283,7 @@ impl Session {
         self.bridge.detach(now);
         let Some(tunnel) = self.tunnel.take() else { return };
         match end {
-            TunnelEnd::Session | TunnelEnd::Replaced | TunnelEnd::Closed => {
+            TunnelEnd::Session | TunnelEnd::Replaced | TunnelEnd::Closed | TunnelEnd::Shutdown => {
                 info!(peer = %tunnel.peer, "tunnel ended: {end}");
             }
             TunnelEnd::Truncated(_) | TunnelEnd::Io(_) | TunnelEnd::Frame(_) | TunnelEnd::Violation(_) => {

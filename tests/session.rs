@@ -1,0 +1,189 @@
+//! The VM's one task with a guest on its card and a user behind its tunnel, all in this process: what ends, and who is
+//! told.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use client_glue::{Event, Host, Share, TunnelConfig};
+use server_glue::address::AddressBook;
+use server_glue::netstack::{NetConfig, Netstack};
+use server_glue::nic::Nic;
+use server_glue::proxy::TunnelLink;
+use server_glue::session::Session;
+use spice_proto::frame::HeaderForm;
+use spice_proto::handshake::Linked;
+use spice_proto::link::{ChannelType, CommonCaps};
+use spice_proto::tunnel::Layout;
+use spice_tunnel::guest::{Config, Guest, GuestStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+const SOON: Duration = Duration::from_secs(20);
+
+struct Rig {
+    guest: Guest,
+    tunnels: mpsc::Sender<TunnelLink>,
+    shutdown: CancellationToken,
+    session: JoinHandle<()>,
+    echo: SocketAddr,
+    leases: tempfile::TempDir,
+}
+
+impl Rig {
+    async fn new() -> Self {
+        let (card, cable) = UnixStream::pair().unwrap();
+        let net = NetConfig::default();
+        let book = AddressBook::new("test", net.subnet, net.reserved());
+        let leases = tempfile::tempdir().unwrap();
+        let (tunnels, incoming) = mpsc::channel(1);
+        let file = Some(leases.path().join("leases"));
+        let session =
+            Session::new(Nic::attached(card), Netstack::new(net), book, file, Default::default(), incoming);
+        let shutdown = CancellationToken::new();
+        let session = tokio::spawn(session.run(shutdown.clone()));
+        let guest = Guest::start(cable, Config::default());
+        timeout(SOON, guest.lease()).await.expect("a lease").unwrap();
+        Self { guest, tunnels, shutdown, session, echo: echo().await, leases }
+    }
+
+    /// A user comes with a tunnel and shares the echo service. Gives its session's token and the virtual address.
+    async fn join(&self) -> (CancellationToken, SocketAddr) {
+        let (ours, theirs) = tokio::io::duplex(64 << 10);
+        let ended = CancellationToken::new();
+        let link = TunnelLink {
+            stream: Box::new(ours),
+            linked: linked(),
+            ended: ended.clone(),
+            peer: "a user".to_owned(),
+        };
+        self.tunnels.send(link).await.unwrap();
+        let (handle, mut events, tunnel) = client_glue::tunnel(theirs, linked(), TunnelConfig::default());
+        tokio::spawn(tunnel);
+        let host = Host::Address(self.echo.ip());
+        handle.add_share(Share { name: "echo".to_owned(), ..Share::new(host, self.echo.port()) }).unwrap();
+        let mapped = async {
+            loop {
+                if let Event::Mapped { virtual_ip, port, .. } = events.recv().await.expect("the tunnel lives")
+                {
+                    return SocketAddr::new(virtual_ip, port);
+                }
+            }
+        };
+        let mapped = timeout(SOON, mapped).await.expect("an address");
+        tokio::spawn(async move {
+            while events.recv().await.is_some() {}
+            drop(handle);
+        });
+        (ended, mapped)
+    }
+
+    async fn connect(&self, to: SocketAddr) -> GuestStream {
+        timeout(SOON, self.guest.connect(to.ip(), to.port())).await.expect("an answer").unwrap()
+    }
+}
+
+fn linked() -> Linked {
+    Linked {
+        channel_type: ChannelType::TUNNEL.0,
+        channel_id: 0,
+        session_id: 0,
+        header: HeaderForm::Mini,
+        layout: Layout::B,
+        peer_common: CommonCaps::OURS,
+        common: CommonCaps::OURS,
+        peer_channel_caps: client_glue::channel_caps(),
+        leftover: Vec::new(),
+    }
+}
+
+async fn echo() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.split();
+                tokio::io::copy(&mut read, &mut write).await
+            });
+        }
+    });
+    address
+}
+
+async fn exchange(stream: &mut GuestStream) {
+    stream.write_all(b"are you there?").await.unwrap();
+    let mut answer = [0; 14];
+    timeout(SOON, stream.read_exact(&mut answer)).await.expect("the echo").unwrap();
+    assert_eq!(&answer, b"are you there?");
+}
+
+async fn assert_reset(stream: &mut GuestStream) {
+    let read = timeout(SOON, stream.read_u8()).await.expect("the guest to be told");
+    assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_session_that_ends_resets_the_guest_and_the_next_finds_the_same_address() {
+    let rig = Rig::new().await;
+    let (ended, first) = rig.join().await;
+    let mut stream = rig.connect(first).await;
+    exchange(&mut stream).await;
+    ended.cancel();
+    assert_reset(&mut stream).await;
+
+    let (_ended, second) = rig.join().await;
+    assert_eq!(second, first);
+    exchange(&mut rig.connect(second).await).await;
+    let leases = std::fs::read_to_string(rig.leases.path().join("leases")).unwrap();
+    assert!(leases.contains(&first.ip().to_string()), "{leases}");
+}
+
+#[tokio::test]
+async fn a_user_who_vanishes_resets_the_guest() {
+    let rig = Rig::new().await;
+    let (ours, theirs) = tokio::io::duplex(4096);
+    let link = TunnelLink {
+        stream: Box::new(ours),
+        linked: linked(),
+        ended: Default::default(),
+        peer: "x".to_owned(),
+    };
+    rig.tunnels.send(link).await.unwrap();
+    drop(theirs);
+    // The place is free again.
+    let (_ended, address) = rig.join().await;
+    exchange(&mut rig.connect(address).await).await;
+}
+
+#[tokio::test]
+async fn a_user_who_breaks_the_protocol_loses_the_tunnel_only() {
+    let rig = Rig::new().await;
+    let (ours, mut theirs) = tokio::io::duplex(4096);
+    let link = TunnelLink {
+        stream: Box::new(ours),
+        linked: linked(),
+        ended: Default::default(),
+        peer: "x".to_owned(),
+    };
+    rig.tunnels.send(link).await.unwrap();
+    theirs.write_all(&[0xff; 64]).await.unwrap();
+    let mut rest = Vec::new();
+    timeout(SOON, theirs.read_to_end(&mut rest)).await.expect("the link to be closed").unwrap();
+    let (_ended, address) = rig.join().await;
+    exchange(&mut rig.connect(address).await).await;
+}
+
+#[tokio::test]
+async fn a_shutdown_tells_the_guest() {
+    let rig = Rig::new().await;
+    let (_ended, address) = rig.join().await;
+    let mut stream = rig.connect(address).await;
+    exchange(&mut stream).await;
+    rig.shutdown.cancel();
+    assert_reset(&mut stream).await;
+    timeout(SOON, rig.session).await.expect("the session to end").unwrap();
+}
