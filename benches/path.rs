@@ -36,6 +36,9 @@ struct Args {
     /// Idle connections to hold for the memory figure
     #[arg(long, default_value_t = 1000)]
     idle: usize,
+    /// Only figures whose title contains this
+    #[arg(long, default_value = "")]
+    only: String,
     /// Also write the figures to this file, as JSON
     #[arg(long)]
     json: Option<std::path::PathBuf>,
@@ -56,7 +59,7 @@ async fn main() {
         let setup = Setup::start(service, mtu).await;
         let path = Way::Tunnel { guest: setup.guest.clone(), to: setup.mapped };
         let loopback = Way::Loopback { to: service };
-        for kind in Kind::ALL {
+        for kind in Kind::ALL.into_iter().filter(|kind| kind.title().contains(&args.only)) {
             let mut figure = Figure::new(format!("{}, MTU {mtu}", kind.title()), kind.unit());
             for round in 0..args.rounds {
                 let ways = [&path, &loopback];
@@ -69,7 +72,7 @@ async fn main() {
             eprintln!("{}", figure.row());
             figures.push(figure);
         }
-        if mtu == 65_520 {
+        if mtu == 65_520 && "memory".contains(&args.only) {
             figures.extend(idle_memory(&setup, args.idle).await);
         }
     }

@@ -24,6 +24,11 @@ use crate::{events::ConnectionId, ready::SocketWaker, share::ShareId};
 /// How long a service may take to end its side when the guest has vanished after sending all. Printers digest slowly.
 const LINGER: Duration = Duration::from_secs(300);
 
+/// How much a service may say meanwhile. One that echoes must be heard out, or it would stop reading: that is no more than
+/// what the guest sent and is still on its way through two sockets' buffers. One that says more has not noticed that
+/// nobody listens, as a download would not until it is told.
+const LINGER_BYTES: usize = 16 << 20;
+
 /// A connected service.
 ///
 /// ```text
@@ -125,12 +130,18 @@ impl ServiceSocket {
         self.reading == Reading::Unwanted && self.has_ended()
     }
 
-    /// Drops what the service says until it is done, or breaks off, or [`LINGER`] is over.
+    /// Drops what the service says until it is done, or breaks off, or [`LINGER`] is over or [`LINGER_BYTES`] were said.
     ///
     /// Cancel safe: a dropped call closes the connection.
     pub(crate) async fn linger(mut self: Box<Self>) {
         let mut scrap = vec![0; 4096];
-        let until_end = async { while matches!(self.stream.read(&mut scrap).await, Ok(1..)) {} };
+        let until_end = async {
+            let mut left = LINGER_BYTES;
+            while let Ok(read @ 1..) = self.stream.read(&mut scrap).await {
+                let Some(rest) = left.checked_sub(read) else { return self.abort() };
+                left = rest;
+            }
+        };
         if tokio::time::timeout(LINGER, until_end).await.is_err() {
             trace!("a service did not end its side after the guest was gone");
         }

@@ -251,3 +251,24 @@ async fn a_guest_that_vanishes_after_its_end_spoils_nothing() {
     got.extend(read_to_end(&mut stream).await.unwrap());
     assert!(got == data, "{} of {} bytes arrived", got.len(), data.len());
 }
+
+#[tokio::test]
+async fn a_download_that_the_guest_gives_up_is_told_so() {
+    let mut setup = setup();
+    let (listener, address) = listen().await;
+    let service = setup.share(address).await;
+    let socket = setup.open(service).await;
+    let mut stream = accept(&listener).await;
+    // What a host does that closes while more comes: its FIN, then RST in answer to what still comes.
+    setup.peer.channel.finish(socket);
+    setup.peer.channel.reset(socket);
+    setup.peer.flush().await;
+    let piece = vec![1; 64 << 10];
+    let mut said = 0;
+    let told = timeout(PATIENCE, async {
+        while stream.write_all(&piece).await.is_ok() {
+            said += piece.len();
+        }
+    });
+    assert!(told.await.is_ok(), "the service still believes that somebody listens after {said} bytes");
+}
