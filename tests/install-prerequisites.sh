@@ -6,7 +6,7 @@ set -eu
 packages="
 	qemu-system-x86 linux-image-cloud-amd64 busybox-static
 	xvfb virt-viewer spice-client-gtk
-	cups-client cups-ipp-utils tshark
+	cups-ipp-utils
 	g++ make perl pkg-config libssl-dev
 "
 
