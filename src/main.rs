@@ -25,19 +25,19 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
-    let result: Result<(), Box<dyn std::error::Error>> = runtime.block_on(async {
+    let result: Result<ExitCode, Box<dyn std::error::Error>> = runtime.block_on(async {
         let shutdown = shutdown::on_signals()?;
         match cli.command {
             Command::Serve(args) => serve::run(args, shutdown).await?,
             Command::Connect(args) => connect::run(args, shutdown).await?,
             Command::Demo(args) => demo::run(args, shutdown).await?,
         }
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     });
     // A name lookup that hangs in the system's resolver must not hold up the end.
     runtime.shutdown_background();
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => failed(error.as_ref()),
     }
 }

@@ -1,0 +1,192 @@
+//! From a connection's bytes to Spice: the link stage, then messages.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use spice_proto::base::{BaseClientMessage, BaseServerMessage};
+use spice_proto::frame::HeaderForm;
+use spice_proto::link::{LinkError, LinkMess, LinkReply};
+use spice_proto::main_channel::{MainClientMessage, MainServerMessage};
+use spice_proto::names::Sender;
+use spice_proto::tunnel::{ClientMessage, Layout, ServerMessage};
+
+use super::reassembly::{HoleCause, StreamId};
+
+/// Something that a Spice connection said, or that happened to it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Item<'a> {
+    /// When its last byte was captured, since the Unix epoch.
+    pub time: Duration,
+    /// On which connection.
+    pub stream: StreamId,
+    /// Which channel; `None` before the link message, and where the capture does not hold it and nothing gives it away.
+    pub channel: Option<Channel>,
+    /// Who said it; `None` for what concerns both directions.
+    pub from: Option<Sender>,
+    /// What.
+    pub what: What<'a>,
+}
+
+/// Type and instance of a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Channel {
+    /// Compare with the constants of `spice_proto::link::ChannelType`.
+    pub channel_type: u8,
+    /// Which one of that type; `None` where the link message is not in the capture.
+    pub id: Option<u8>,
+}
+
+/// What an [`Item`] is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum What<'a> {
+    /// A Spice connection was recognised. The first item of every one.
+    Began {
+        /// The client's address.
+        client: SocketAddr,
+        /// The server's.
+        server: SocketAddr,
+        /// Whether the capture holds its link stage; otherwise what follows was found by searching for messages.
+        from_start: bool,
+    },
+    /// The client's link message. `size` is that of its header.
+    LinkMess {
+        /// Bytes behind the link header.
+        size: u32,
+        /// Major and minor version.
+        version: (u32, u32),
+        /// The message.
+        mess: LinkMess,
+    },
+    /// The server's link reply.
+    LinkReply {
+        /// Bytes behind the link header.
+        size: u32,
+        /// Major and minor version.
+        version: (u32, u32),
+        /// The reply.
+        reply: LinkReply,
+    },
+    /// The client's choice of authentication: 1 a ticket, 2 SASL.
+    AuthMechanism(u32),
+    /// The client's sealed ticket, whose bytes are nobody's business.
+    Ticket,
+    /// A step of a SASL exchange, whose data is nobody's business: it can hold a password.
+    Sasl {
+        /// `sasl_mechanisms`, `sasl_mechanism`, `sasl_data`, `sasl_result`.
+        name: &'static str,
+        /// Bytes on the wire.
+        size: u32,
+    },
+    /// The server's verdict: `None` is fine, and messages follow.
+    LinkResult(Option<LinkError>),
+    /// The data stage begins, and this is how it is read. Not a line of its own in a dump. Comes behind a good link result,
+    /// or, where the link stage was not captured, once the search for messages has found out.
+    Linked(Terms),
+    /// A message.
+    Message(Message<'a>),
+    /// Bytes that are not what has to stand there. The connection goes on behind them where that is possible.
+    Malformed {
+        /// What was expected, and what came.
+        error: String,
+        /// The message's header, if it had a sound one. Its body is `bytes`.
+        header: Option<Head>,
+        /// The bytes it is about, as many as are kept.
+        bytes: &'a [u8],
+    },
+    /// Bytes that the capture does not have.
+    Hole(Hole),
+    /// The connection is over, or the capture. The last item of every one.
+    Ended {
+        /// How.
+        how: End,
+    },
+}
+
+/// A message header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// The sender's number for it; a mini header has none.
+    pub serial: Option<u64>,
+    /// Type of the message.
+    pub kind: u16,
+    /// Bytes of the body.
+    pub size: u32,
+    /// Where in the body the list of sub-messages is, 0 for none.
+    pub sub_list: u32,
+}
+
+/// A message of the data stage.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message<'a> {
+    /// Its header.
+    pub head: Head,
+    /// `spice.proto`'s name in lower case; `None` if its channel has no message of that number.
+    pub name: Option<&'static str>,
+    /// What is known of the body.
+    pub body: Body<'a>,
+    /// The body's bytes: all of them if it is parsed, otherwise as many as are kept ([`MAX_KEPT`]). Empty if a hole is in
+    /// it.
+    pub bytes: &'a [u8],
+}
+
+/// A message's body.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Body<'a> {
+    /// A message that every channel has.
+    BaseServer(BaseServerMessage<'a>),
+    /// A message that every channel has.
+    BaseClient(BaseClientMessage<'a>),
+    /// Of the main channel.
+    MainServer(MainServerMessage<'a>),
+    /// Of the main channel.
+    MainClient(MainClientMessage<'a>),
+    /// Of the tunnel channel.
+    TunnelServer(ServerMessage<'a>),
+    /// Of the tunnel channel.
+    TunnelClient(ClientMessage<'a>),
+    /// Not looked into: another channel's, an unknown number, or longer than what is kept.
+    Opaque,
+    /// Not looked into, because the capture does not have all of it. A [`What::Hole`] went before.
+    Incomplete,
+}
+
+/// Bytes that are missing from a connection's direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hole {
+    /// How many bytes the capture does not have; `None` if nobody knows, as before its first packet.
+    pub missing: Option<u64>,
+    /// How many bytes behind it, which the capture has, could not be understood, because no message's start was found in
+    /// them. 0 if the hole is within the body of one message.
+    pub skipped: u64,
+    /// Whether messages are understood again behind it. `false`: nothing more of this direction is.
+    pub resumed: bool,
+    /// Why; `None` for what was before the capture's first packet.
+    pub cause: Option<HoleCause>,
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Both ends finished.
+    Closed,
+    /// This end aborted it.
+    Reset(Sender),
+    /// It goes on behind the end of the capture, for all that is known.
+    CaptureOver,
+}
+
+/// What a connection's messages are read with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Terms {
+    /// Form of the header, both ways.
+    pub header: HeaderForm,
+    /// Layout of a tunnel's SERVICE_ADD.
+    pub layout: Layout,
+    /// Channel capability words that both ends have: the bits in common, word by word. Empty if the link stage was not
+    /// captured.
+    pub channel_caps: Vec<u32>,
+}
+
+/// Longest body that is kept and parsed. A main channel's network test is 256,000 bytes, a tunnel's message at most
+/// 1 MiB; a body of another channel is never needed whole.
+pub const MAX_KEPT: usize = 2 << 20;
