@@ -1,5 +1,16 @@
 //! From a connection's bytes to Spice: the link stage, then messages.
 
+mod bodies;
+mod connection;
+mod data_stage;
+mod link_stage;
+mod out;
+mod resync;
+mod sizes;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -10,7 +21,94 @@ use spice_proto::main_channel::{MainClientMessage, MainServerMessage};
 use spice_proto::names::Sender;
 use spice_proto::tunnel::{ClientMessage, Layout, ServerMessage};
 
-use super::reassembly::{HoleCause, StreamId};
+use self::connection::{Connection, Fate};
+use self::out::Out;
+use super::reassembly::{HoleCause, Piece, StreamEvent, StreamId};
+
+/// Finds the Spice connections among all, and makes [`Item`]s of them.
+#[derive(Debug)]
+pub struct Dissector {
+    options: Options,
+    /// Those that are Spice, or may be.
+    connections: BTreeMap<StreamId, Connection>,
+    /// Server ports that Spice was seen on.
+    ports: BTreeSet<u16>,
+    /// Bytes that the connections hold on to.
+    held: usize,
+    /// When the last event was.
+    now: Duration,
+}
+
+/// What a [`Dissector`] looks at.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Only connections whose server has this port.
+    pub port: Option<u16>,
+    /// Bytes that all connections together may hold back. Beyond it, long bodies are not looked into.
+    pub memory: usize,
+}
+
+impl Default for Options {
+    /// All ports; 64 MiB.
+    fn default() -> Self {
+        Self { port: None, memory: 64 << 20 }
+    }
+}
+
+impl Dissector {
+    /// A dissector that has seen nothing.
+    pub fn new(options: Options) -> Self {
+        let ports = options.port.into_iter().collect();
+        Self { options, connections: BTreeMap::new(), ports, held: 0, now: Duration::ZERO }
+    }
+
+    /// Takes an event, and gives what it brings to an end.
+    pub fn handle(&mut self, event: StreamEvent<'_>, sink: &mut impl FnMut(Item<'_>)) {
+        let StreamEvent { time, stream, piece } = event;
+        self.now = time;
+        if let Piece::Opened { from, to, from_start } = piece {
+            if self.options.port.is_none_or(|port| to.port() == port || (!from_start && from.port() == port)) {
+                self.connections.insert(stream, Connection::new(from, to, from_start));
+            }
+            return;
+        }
+        let Some(connection) = self.connections.get_mut(&stream) else { return };
+        let before = connection.held();
+        let room = self.options.memory.saturating_sub(self.held);
+        let out = &mut Out { time, stream, room, sink };
+        let mut fate = Fate::Keep;
+        match piece {
+            Piece::Opened { .. } | Piece::Answered => {}
+            Piece::Bytes { way, bytes } => fate = connection.bytes(way, bytes, out),
+            Piece::Hole { way, missing, cause } => connection.hole(way, missing, cause, out),
+            Piece::Finished { way } => connection.finished(way, out),
+            Piece::Reset { way } => connection.reset(way),
+            Piece::Ended { seen } => {
+                connection.ended(seen, out);
+                fate = Fate::Forget;
+            }
+        }
+        if let Some(port) = connection.spice_port() {
+            self.ports.insert(port);
+        }
+        self.held = self.held.saturating_sub(before);
+        match fate {
+            Fate::Keep => self.held = self.held.saturating_add(connection.held()),
+            Fate::Forget => {
+                self.connections.remove(&stream);
+            }
+        }
+    }
+
+    /// The capture is over. Whatever still lives ends here.
+    pub fn finish(&mut self, sink: &mut impl FnMut(Item<'_>)) {
+        let time = self.now;
+        for (stream, mut connection) in std::mem::take(&mut self.connections) {
+            connection.ended(false, &mut Out { time, stream, room: 0, sink });
+        }
+        self.held = 0;
+    }
+}
 
 /// Something that a Spice connection said, or that happened to it.
 #[derive(Debug, Clone, PartialEq)]
