@@ -17,4 +17,5 @@ pub mod dissect;
 pub mod file;
 pub mod ledger;
 pub mod packet;
+pub mod reader;
 pub mod reassembly;

@@ -67,7 +67,8 @@ impl Dissector {
         let StreamEvent { time, stream, piece } = event;
         self.now = time;
         if let Piece::Opened { from, to, from_start } = piece {
-            if self.options.port.is_none_or(|port| to.port() == port || (!from_start && from.port() == port)) {
+            if self.options.port.is_none_or(|port| to.port() == port || (!from_start && from.port() == port))
+            {
                 self.connections.insert(stream, Connection::new(from, to, from_start));
             }
             return;

@@ -80,7 +80,8 @@ pub(super) fn parse_strictly(
 
 /// Whether [`parse_strictly`] makes something of it, or sub-messages are in it.
 fn looked_into(channel_type: Option<u8>, from: Sender, head: &Head) -> bool {
-    let parsed = channel_type.is_some_and(|kind| [ChannelType::MAIN.0, ChannelType::TUNNEL.0].contains(&kind));
+    let parsed =
+        channel_type.is_some_and(|kind| [ChannelType::MAIN.0, ChannelType::TUNNEL.0].contains(&kind));
     let lists = from == Sender::Server && (head.sub_list != 0 || head.kind == LIST);
     lists || ((parsed || head.kind < FIRST_OF_CHANNEL) && name(channel_type, from, head.kind).is_some())
 }

@@ -242,7 +242,11 @@ impl Connection {
             let Some([.., s0, s1, s2, s3]) = first.first_chunk::<HEADER_LEN>() else { return Fate::Keep };
             // A client would need 40 words of capabilities to say as much as a server.
             let size = u32::from_le_bytes([*s0, *s1, *s2, *s3]);
-            if usize::try_from(size).is_ok_and(|size| size < REPLY_LEN) { Sender::Client } else { Sender::Server }
+            if usize::try_from(size).is_ok_and(|size| size < REPLY_LEN) {
+                Sender::Client
+            } else {
+                Sender::Server
+            }
         };
         self.know.client = Some(match from {
             Sender::Client => way,

@@ -68,13 +68,13 @@ impl Framer {
         self.kept.capacity()
     }
 
-    /// Serial of the last message.
-    pub(super) fn serial(&self) -> Option<u64> {
-        self.serial
-    }
-
     /// Takes the next bytes.
-    pub(super) fn feed<'b>(&mut self, mut bytes: &'b [u8], know: &mut Knowledge, out: &mut Out<'_>) -> Fed<'b> {
+    pub(super) fn feed<'b>(
+        &mut self,
+        mut bytes: &'b [u8],
+        know: &mut Knowledge,
+        out: &mut Out<'_>,
+    ) -> Fed<'b> {
         while !bytes.is_empty() {
             match &mut self.state {
                 State::Header { bytes: partial, have } => {
@@ -86,8 +86,7 @@ impl Framer {
                             rest
                         }
                         _ => {
-                            let (now, rest) =
-                                bytes.split_at_checked(length - *have).unwrap_or((bytes, &[]));
+                            let (now, rest) = bytes.split_at_checked(length - *have).unwrap_or((bytes, &[]));
                             partial.iter_mut().skip(*have).zip(now).for_each(|(to, from)| *to = *from);
                             *have += now.len();
                             if *have < length {
@@ -160,15 +159,22 @@ impl Framer {
         match &self.state {
             State::Header { have: 0, .. } => {}
             State::Header { bytes, have } => {
-                let error = format!("the {who} closed within a message header, {have} of {} bytes", self.form.len());
+                let error =
+                    format!("the {who} closed within a message header, {have} of {} bytes", self.form.len());
                 let bytes = bytes.get(..*have).unwrap_or_default();
                 out.say(know, Some(self.from), What::Malformed { error, header: None, bytes });
             }
             State::Body { head, left, .. } => {
                 let size = usize::try_from(head.size).unwrap_or(usize::MAX);
-                let error =
-                    format!("the {who} closed within a message, {} of {size} bytes", size.saturating_sub(*left));
-                out.say(know, Some(self.from), What::Malformed { error, header: Some(*head), bytes: &self.kept });
+                let error = format!(
+                    "the {who} closed within a message, {} of {size} bytes",
+                    size.saturating_sub(*left)
+                );
+                out.say(
+                    know,
+                    Some(self.from),
+                    What::Malformed { error, header: Some(*head), bytes: &self.kept },
+                );
             }
         }
         self.state = State::START;
@@ -209,7 +215,9 @@ impl Framer {
         let Head { kind, size, .. } = *head;
         let who = self.from.name();
         let Some(limit) = sizes::limit(know.channel_type(), self.from, kind) else {
-            return Some(format!("expected a message header from the {who}, got one of type {kind}, which no channel has"));
+            return Some(format!(
+                "expected a message header from the {who}, got one of type {kind}, which no channel has"
+            ));
         };
         if size > limit {
             return Some(format!(
@@ -231,9 +239,12 @@ fn give(from: Sender, head: Head, kept: &[u8], know: &mut Knowledge, out: &mut O
         Ok(Body::Opaque)
     };
     let what = match body {
-        Ok(body) => {
-            What::Message(Message { head, name: bodies::name(channel_type, from, head.kind), body, bytes: kept })
-        }
+        Ok(body) => What::Message(Message {
+            head,
+            name: bodies::name(channel_type, from, head.kind),
+            body,
+            bytes: kept,
+        }),
         Err(error) => What::Malformed { error, header: Some(head), bytes: kept },
     };
     out.say(know, Some(from), what);

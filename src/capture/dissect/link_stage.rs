@@ -98,7 +98,13 @@ impl LinkStage {
     }
 
     /// Takes bytes of one direction.
-    pub(super) fn feed(&mut self, from: Sender, bytes: &[u8], know: &mut Knowledge, out: &mut Out<'_>) -> Outcome {
+    pub(super) fn feed(
+        &mut self,
+        from: Sender,
+        bytes: &[u8],
+        know: &mut Knowledge,
+        out: &mut Out<'_>,
+    ) -> Outcome {
         let over = match from {
             Sender::Client => self.client_at == ClientStep::Over,
             Sender::Server => self.server_at == ServerStep::Over,
@@ -107,7 +113,8 @@ impl LinkStage {
             let buffer = self.buffer(from);
             let fits = buffer.len().saturating_add(bytes.len()) <= MOST;
             if !fits || !out.afford(buffer, bytes.len(), MOST) {
-                let error = format!("expected a link stage, got more than {MOST} bytes from the {}", from.name());
+                let error =
+                    format!("expected a link stage, got more than {MOST} bytes from the {}", from.name());
                 out.say(know, Some(from), What::Malformed { error, header: None, bytes: &[] });
                 return Outcome::Over;
             }
@@ -151,7 +158,9 @@ impl LinkStage {
             Sender::Server => match self.server_at {
                 ServerStep::Reply => "its link reply",
                 ServerStep::Result | ServerStep::ResultBehindSasl => "its link result",
-                ServerStep::SaslMechanisms | ServerStep::SaslData | ServerStep::SaslResult => "a step of SASL",
+                ServerStep::SaslMechanisms | ServerStep::SaslData | ServerStep::SaslResult => {
+                    "a step of SASL"
+                }
                 ServerStep::Waits | ServerStep::FirstMessage | ServerStep::Linked | ServerStep::Over => {
                     return outcome;
                 }
@@ -190,7 +199,8 @@ impl LinkStage {
     /// What the part of the link stage that is known leaves possible.
     pub(super) fn form(&self) -> Option<HeaderForm> {
         let lacks = |common: CommonCaps| !common.contains(CommonCaps::MINI_HEADER);
-        let client = self.mess.as_ref().map(|(mess, version)| lacks(mess.common()) || *version == VERSION_2010);
+        let client =
+            self.mess.as_ref().map(|(mess, version)| lacks(mess.common()) || *version == VERSION_2010);
         let server = self.welcome.as_ref().map(|welcome| lacks(welcome.common()));
         match (client, server) {
             (Some(true), _) | (_, Some(true)) => Some(HeaderForm::Full),
@@ -269,10 +279,15 @@ impl LinkStage {
                     self.client_at = ClientStep::Over;
                     return Step::Made;
                 }
-                let Some(body) = self.client.get(HEADER_LEN..HEADER_LEN + length(size)) else { return Step::Waits };
+                let Some(body) = self.client.get(HEADER_LEN..HEADER_LEN + length(size)) else {
+                    return Step::Waits;
+                };
                 self.client_at = match LinkMess::parse(body) {
                     Ok(mess) => {
-                        know.set_channel(Channel { channel_type: mess.channel_type, id: Some(mess.channel_id) });
+                        know.set_channel(Channel {
+                            channel_type: mess.channel_type,
+                            id: Some(mess.channel_id),
+                        });
                         out.say(know, Some(FROM), What::LinkMess { size, version, mess: mess.clone() });
                         self.mess = Some((mess, version));
                         ClientStep::Mechanism
@@ -296,7 +311,9 @@ impl LinkStage {
                     };
                 };
                 let follows = match self.mechanism_follows() {
-                    None if self.server_at == ServerStep::Over => (MECHANISM_TICKET..=MECHANISM_SASL).contains(&word),
+                    None if self.server_at == ServerStep::Over => {
+                        (MECHANISM_TICKET..=MECHANISM_SASL).contains(&word)
+                    }
                     None => return Step::Waits,
                     Some(follows) => follows,
                 };
@@ -321,7 +338,9 @@ impl LinkStage {
                 self.client_at = ClientStep::Waits;
                 Step::Made
             }
-            ClientStep::SaslMechanism => self.client_sasl("sasl_mechanism", ClientStep::SaslData, 100, know, out),
+            ClientStep::SaslMechanism => {
+                self.client_sasl("sasl_mechanism", ClientStep::SaslData, 100, know, out)
+            }
             ClientStep::SaslData => self.client_sasl("sasl_data", ClientStep::Waits, SASL_MOST, know, out),
             ClientStep::Waits => match self.sasl_owed.checked_sub(1) {
                 Some(owed) => {
@@ -349,7 +368,8 @@ impl LinkStage {
     ) -> Step {
         let Some(n) = word(&self.client) else { return Step::Waits };
         if n > most {
-            let error = format!("expected at most {most} bytes of {name} from the client, got a length of {n}");
+            let error =
+                format!("expected at most {most} bytes of {name} from the client, got a length of {n}");
             out.say(know, Some(Sender::Client), What::Malformed { error, header: None, bytes: &[] });
             self.client_at = ClientStep::Over;
             return Step::Made;
@@ -396,9 +416,10 @@ impl LinkStage {
                     return if self.link_reply(know, out) { Step::Made } else { Step::Waits };
                 }
                 if self.server_at == ServerStep::ResultBehindSasl && word > LAST_CODE {
-                    let error = "expected a link result behind SASL, got what must be SASL's encryption; nothing \
+                    let error =
+                        "expected a link result behind SASL, got what must be SASL's encryption; nothing \
                                  behind it can be read"
-                        .to_owned();
+                            .to_owned();
                     out.say(know, Some(FROM), What::Malformed { error, header: None, bytes: &[] });
                     self.server_at = ServerStep::Over;
                     return Step::Made;

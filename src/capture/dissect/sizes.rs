@@ -7,9 +7,6 @@ use spice_proto::link::ChannelType;
 use spice_proto::main_channel::MAX_CHANNELS_LIST;
 use spice_proto::names::Sender;
 
-/// Numbers of the channel types that have a table here; 0 stands for any other.
-pub(super) const TYPES: RangeInclusive<u8> = 1..=11;
-
 /// Least and most bytes of the body of a message that is known. The most is what is believable, where the protocol sets no
 /// limit.
 ///
@@ -46,7 +43,11 @@ pub(super) fn limit(channel_type: Option<u8>, from: Sender, kind: u16) -> Option
         return None;
     }
     let Some(channel_type) = channel_type else {
-        return Some(if kind < FIRST_OF_CHANNEL { base(from, kind).map_or(MIB, |sizes| *sizes.end()) } else { IMAGE });
+        return Some(if kind < FIRST_OF_CHANNEL {
+            base(from, kind).map_or(MIB, |sizes| *sizes.end())
+        } else {
+            IMAGE
+        });
     };
     // A body that is a little too long is malformed, and no reason to doubt the header.
     Some(of(channel_type, from, kind).map_or(16 * MIB, |sizes| (*sizes.end()).max(64 * KIB)))
