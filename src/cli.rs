@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{connect, demo, serve};
+use crate::{connect, demo, dump, serve};
 
 /// Brings what stands in a Spice user's network (printers, NAS, web interfaces) into reach of the VM.
 ///
@@ -19,7 +19,8 @@ pub struct Cli {
 
 const AFTER_HELP: &str = "\
 Results are printed on stdout, logs on stderr. RUST_LOG sets what is logged, e.g. RUST_LOG=debug or
-RUST_LOG=server_glue=trace. Exit code: 0 fine, 1 failed, 2 wrong usage.";
+RUST_LOG=server_glue=trace. Exit code: 0 fine, 1 failed or something is wrong with what was looked at,
+2 wrong usage.";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -28,6 +29,8 @@ pub enum Command {
     Serve(serve::ServeArgs),
     /// At the user's desk: share services with the VM, next to any viewer
     Connect(connect::ConnectArgs),
+    /// Show every Spice message in a capture
+    Dump(dump::DumpArgs),
     /// Show all of it in one process: a guest prints on a printer that only its user can reach
     Demo(demo::DemoArgs),
 }

@@ -1,6 +1,6 @@
 //! The program `spice-tunnel` as a library, so that its tests and benchmarks drive the same code.
 //!
-//! One file per command ([`serve`], [`connect`], [`demo`]), and beside them what they share. The [`guest`] is a network
+//! One file per command ([`serve`], [`connect`], [`dump`](mod@dump), [`demo`]), and beside them what they share. The [`guest`] is a network
 //! card's other end without a VM, the [`vm`] one with.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
@@ -10,11 +10,11 @@ pub mod cli;
 pub mod connect;
 pub mod demo;
 pub mod describe;
+pub mod dump;
 pub mod guest;
 pub mod open_files;
 pub mod password;
 pub mod printer;
-pub mod record;
 pub mod replay;
 pub mod serve;
 pub mod shutdown;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use spice_tunnel::cli::{Cli, Command};
-use spice_tunnel::{connect, demo, serve, shutdown};
+use spice_tunnel::{connect, demo, dump, serve, shutdown};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -30,6 +30,9 @@ fn main() -> ExitCode {
         match cli.command {
             Command::Serve(args) => serve::run(args, shutdown).await?,
             Command::Connect(args) => connect::run(args, shutdown).await?,
+            Command::Dump(args) => {
+                return Ok(tokio::task::spawn_blocking(move || dump::run(&args, shutdown)).await??);
+            }
             Command::Demo(args) => demo::run(args, shutdown).await?,
         }
         Ok(ExitCode::SUCCESS)
@@ -42,11 +45,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// The demo prints its own story; the other commands log what an administrator wants to see.
+/// Some commands print their own story; the others log what an administrator wants to see.
 fn default_filter(command: &Command) -> &'static str {
     match command {
         Command::Serve(_) | Command::Connect(_) => "info",
-        Command::Demo(_) => "warn",
+        Command::Dump(_) | Command::Demo(_) => "warn",
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
 mod bridge;
+mod dump;
 mod fuzz_regressions;
 mod netstack;
 mod printer;
