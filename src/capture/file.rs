@@ -50,8 +50,8 @@ pub const MAX_DESCRIPTIONS: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It cannot be read.
-    #[error("cannot read the capture")]
-    Io(#[from] io::Error),
+    #[error("cannot read the capture: {0}")]
+    Io(io::Error),
     /// There is not a single byte in it.
     #[error("the capture is empty: expected the header of a pcap or pcapng file")]
     Empty,
@@ -82,6 +82,12 @@ pub enum FileError {
         /// What was expected, and what came.
         wrong: String,
     },
+}
+
+impl From<io::Error> for FileError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
 }
 
 /// Reads the packets of a capture, one after the other.

@@ -27,6 +27,8 @@
 
 mod flow;
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{HashMap, VecDeque};
