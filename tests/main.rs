@@ -9,5 +9,6 @@ mod netstack;
 mod printer;
 mod proxy;
 mod readme;
+mod replay_netstack;
 mod session;
 mod vm;
