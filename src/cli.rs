@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{connect, demo, dump, serve};
+use crate::{connect, demo, dump, replay, serve};
 
 /// Brings what stands in a Spice user's network (printers, NAS, web interfaces) into reach of the VM.
 ///
@@ -33,4 +33,6 @@ pub enum Command {
     Dump(dump::DumpArgs),
     /// Show all of it in one process: a guest prints on a printer that only its user can reach
     Demo(demo::DemoArgs),
+    /// Play yesterday's capture against today's code and report every difference that means something
+    Replay(replay::ReplayArgs),
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use spice_tunnel::cli::{Cli, Command};
-use spice_tunnel::{connect, demo, dump, serve, shutdown};
+use spice_tunnel::{connect, demo, dump, replay, serve, shutdown};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -34,6 +34,7 @@ fn main() -> ExitCode {
                 return Ok(tokio::task::spawn_blocking(move || dump::run(&args, shutdown)).await??);
             }
             Command::Demo(args) => demo::run(args, shutdown).await?,
+            Command::Replay(args) => return Ok(replay::run(args, shutdown).await?),
         }
         Ok(ExitCode::SUCCESS)
     });
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
 fn default_filter(command: &Command) -> &'static str {
     match command {
         Command::Serve(_) | Command::Connect(_) => "info",
-        Command::Dump(_) | Command::Demo(_) => "warn",
+        Command::Dump(_) | Command::Demo(_) | Command::Replay(_) => "warn",
     }
 }
 
