@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
 mod bridge;
+mod captures;
 mod dump;
 mod fuzz_regressions;
 mod netstack;
@@ -12,3 +13,4 @@ mod readme;
 mod replay_netstack;
 mod session;
 mod vm;
+mod wireshark;
