@@ -20,11 +20,12 @@ use spice_proto::{
     handshake::{ClientLink, Deadlines, HandshakeError, Linked, Step},
     io::IoError,
     link::{ChannelType, CommonCaps, LinkError, LinkFault, LinkVersion},
+    names::Sender,
     ticket::{Password, PasswordError},
 };
 use thiserror::Error as ThisError;
 use tokio::{
-    io::{AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     task::JoinSet,
 };
@@ -34,6 +35,7 @@ use tracing::{debug, info, warn};
 use crate::{
     open_files,
     password::{self, PasswordFileError},
+    record::{self, Ends, Links, RotationArgs},
     spice_uri::{Server, Transport},
 };
 
@@ -76,6 +78,14 @@ pub struct ConnectArgs {
     /// Print one JSON object a line instead of text
     #[arg(long)]
     pub json: bool,
+
+    /// Record what passes the tunnel link, in clear, as pcapng
+    #[arg(long, value_name = "FILE")]
+    pub capture: Option<PathBuf>,
+
+    /// How large that becomes.
+    #[command(flatten)]
+    pub rotation: RotationArgs,
 }
 
 /// Why `connect` failed.
@@ -90,6 +100,9 @@ pub enum Error {
     /// The password cannot be one.
     #[error(transparent)]
     Password(#[from] PasswordError),
+    /// The recording.
+    #[error(transparent)]
+    Record(#[from] record::Error),
     /// Nobody there.
     #[error("cannot connect to {server}")]
     Connect {
@@ -192,21 +205,45 @@ pub async fn run_to(
 ) -> Result<(), Error> {
     client_glue::check_shares(&args.shares)?;
     let password = chosen_password(&args)?;
+    let Some(path) = &args.capture else {
+        return Box::pin(share(&args, &password, None, &shutdown, out)).await;
+    };
+    let (recording, links) = record::links(&args.rotation.options(path))?;
+    let outcome = Box::pin(share(&args, &password, Some(&links), &shutdown, out)).await;
+    recording.finish().await;
+    outcome
+}
+
+async fn share(
+    args: &ConnectArgs,
+    password: &Password,
+    capture: Option<&Links>,
+    shutdown: &CancellationToken,
+    out: impl AsyncWrite + Unpin,
+) -> Result<(), Error> {
     let mut printer = Printer::new(out, args.json);
     let mut backoff = Backoff::default();
     let mut was_connected = false;
     loop {
         let started = Instant::now();
         let link = tokio::select! {
-            link = Box::pin(link(&args.server, &password)) => link,
+            link = Box::pin(link(&args.server, password)) => link,
             () = shutdown.cancelled() => return Ok(()),
         };
         let outcome = match link {
             // It hears of the shutdown itself, and says goodbye.
-            Ok((stream, linked)) => {
-                let run = tunnel(&args, stream, linked, &shutdown, &mut printer, &mut was_connected);
-                Box::pin(run).await
-            }
+            Ok((stream, linked)) => match capture {
+                None => {
+                    let run = tunnel(args, stream, linked, shutdown, &mut printer, &mut was_connected);
+                    Box::pin(run).await
+                }
+                Some(links) => {
+                    let ends = ends(&stream).ok();
+                    let stream = links.tap(stream, &linked, Sender::Client, ends);
+                    let run = tunnel(args, stream, linked, shutdown, &mut printer, &mut was_connected);
+                    Box::pin(run).await
+                }
+            },
             Err(error) => Err(error),
         };
         if shutdown.is_cancelled() {
@@ -282,10 +319,14 @@ fn explain(server: String, given: bool, error: IoError) -> Error {
     }
 }
 
+fn ends(stream: &TcpStream) -> io::Result<Ends> {
+    Ok(Ends { client: stream.local_addr()?, server: stream.peer_addr()? })
+}
+
 /// Runs one tunnel to its end.
 async fn tunnel(
     args: &ConnectArgs,
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     linked: Linked,
     shutdown: &CancellationToken,
     printer: &mut Printer<impl AsyncWrite + Unpin>,

@@ -22,7 +22,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::printer::{self, Job, JobState, Printer};
-use crate::serve::{Parts, Server};
+use crate::record::{self, RotationArgs};
+use crate::serve::{Parts, Recorders, Server};
 use crate::{guest, vm};
 
 /// Nothing in the demo takes this long, unless it hangs.
@@ -40,6 +41,17 @@ pub struct DemoArgs {
     /// Size of the print job
     #[arg(long, value_name = "MEGABYTES", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
     megabytes: u32,
+
+    /// Record what passes the tunnel link, in clear, as pcapng
+    #[arg(long, value_name = "FILE")]
+    capture: Option<PathBuf>,
+
+    /// Record the frames of the guest's card, as pcapng
+    #[arg(long, value_name = "FILE")]
+    capture_nic: Option<PathBuf>,
+
+    #[command(flatten)]
+    rotation: RotationArgs,
 }
 
 /// Why the demo failed.
@@ -67,6 +79,9 @@ pub enum Error {
         /// Why it was not.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A recording.
+    #[error(transparent)]
+    Record(#[from] record::Error),
     /// The VM.
     #[error("the virtual machine")]
     Vm(#[from] vm::Error),
@@ -105,19 +120,26 @@ impl From<guest::stream::Error> for Error {
 /// # Errors
 /// Anything was not as it must be.
 pub async fn run(args: DemoArgs, shutdown: CancellationToken) -> Result<(), Error> {
+    let (capture, capture_nic) = (args.capture.as_deref(), args.capture_nic.as_deref());
+    let mut recorders = Recorders::start(capture, capture_nic, &args.rotation)?;
+    for path in [capture, capture_nic].into_iter().flatten() {
+        fact("recording", format_args!("{}, with all that is printed", path.display()));
+    }
     let story = async {
         if args.qemu {
-            Box::pin(qemu::run(args.megabytes)).await
+            Box::pin(qemu::run(args.megabytes, &mut recorders)).await
         } else {
-            Box::pin(embedded::run(args.megabytes)).await
+            Box::pin(embedded::run(args.megabytes, &mut recorders)).await
         }
     };
-    tokio::select! {
+    let outcome = tokio::select! {
         () = shutdown.cancelled() => Err(Error::Interrupted),
         told = tokio::time::timeout(DEADLINE, story) => {
             told.unwrap_or_else(|_| Err(Error::Late(format!("the demo's end, {} s", DEADLINE.as_secs()))))
         }
-    }
+    };
+    recorders.finish().await;
+    outcome
 }
 
 fn headline(text: &str) {
@@ -143,10 +165,12 @@ fn random_ticket() -> Result<(String, Password), Error> {
 }
 
 /// What `spice-tunnel serve` does, on a port of its own.
-async fn serve(nic: Nic, backend: Backend) -> Result<(SocketAddr, Server), Error> {
+async fn serve(nic: Nic, backend: Backend, recorders: &mut Recorders) -> Result<(SocketAddr, Server), Error> {
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(Error::io("opening the Spice port"))?;
     let address = listener.local_addr().map_err(Error::io("opening the Spice port"))?;
-    let parts = Parts::new(nic, backend, listener).map_err(Error::part("starting the server"))?;
+    let mut parts = Parts::new(nic, backend, listener).map_err(Error::part("starting the server"))?;
+    parts.capture = recorders.links.take();
+    parts.capture_nic = recorders.frames.take();
     Ok((address, Server::start(parts)))
 }
 

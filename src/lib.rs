@@ -15,6 +15,7 @@ pub mod guest;
 pub mod open_files;
 pub mod password;
 pub mod printer;
+pub mod record;
 pub mod replay;
 pub mod serve;
 pub mod shutdown;

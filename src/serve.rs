@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -10,9 +10,10 @@ use clap::Args;
 use server_glue::address::{AddressBook, LoadError, Subnet, SubnetError};
 use server_glue::netstack::{NetConfig, NetConfigError, Netstack};
 use server_glue::nic::{Nic, NicError, NicSpec};
-use server_glue::proxy::{Backend, Limits, Proxy, ProxyConfig, TunnelPolicy};
+use server_glue::proxy::{Backend, Limits, Proxy, ProxyConfig, TunnelLink, TunnelPolicy};
 use server_glue::session::Session;
 use server_glue::stream::Upstream;
+use spice_proto::names::Sender;
 use spice_proto::ticket::Password;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::password::{self, PasswordFileError};
+use crate::record::{self, Ends, Recording, RotationArgs};
 
 /// How long the VM's task may take to end its tunnel and remove its socket.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -78,6 +80,17 @@ pub struct ServeArgs {
     /// Most connections of the guest at once
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_CONNECTIONS, value_parser = clap::value_parser!(u16).range(1..))]
     max_connections: u16,
+
+    /// Record what passes the tunnel link, in clear, as pcapng
+    #[arg(long, value_name = "FILE")]
+    capture: Option<PathBuf>,
+
+    /// Record the frames of the VM's card, as pcapng
+    #[arg(long, value_name = "FILE")]
+    capture_nic: Option<PathBuf>,
+
+    #[command(flatten)]
+    rotation: RotationArgs,
 }
 
 const EXAMPLES: &str = "\
@@ -140,6 +153,9 @@ pub enum Error {
         /// What is wrong.
         source: LoadError,
     },
+    /// A recording.
+    #[error(transparent)]
+    Record(#[from] record::Error),
     /// Without it nothing is served, so somebody should start us again.
     #[error("the VM's task failed: {0}")]
     Session(String),
@@ -156,6 +172,8 @@ pub async fn run(args: ServeArgs, shutdown: CancellationToken) -> Result<(), Err
     let net = net_config(&args)?;
     let book = open_book(&args, &net)?;
     let backend = backend(&args)?;
+    let mut recorders =
+        Recorders::start(args.capture.as_deref(), args.capture_nic.as_deref(), &args.rotation)?;
     let nic = Nic::open(&args.nic).await?;
     let mut listeners = Vec::new();
     for address in &args.listen {
@@ -174,12 +192,15 @@ pub async fn run(args: ServeArgs, shutdown: CancellationToken) -> Result<(), Err
         companion: !args.no_companion,
         max_connections: args.max_connections,
         listeners,
+        capture: recorders.links.take(),
+        capture_nic: recorders.frames.take(),
     });
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         failed = server.failed() => Err(Error::Session(failed)),
     };
     server.stop().await;
+    recorders.finish().await;
     info!("stopped");
     outcome
 }
@@ -202,6 +223,10 @@ pub struct Parts {
     pub max_connections: u16,
     /// Where Spice clients connect.
     pub listeners: Vec<TcpListener>,
+    /// Records the tunnel's links.
+    pub capture: Option<record::Links>,
+    /// Records the card's frames.
+    pub capture_nic: Option<record::Frames>,
 }
 
 impl Parts {
@@ -221,6 +246,8 @@ impl Parts {
             companion: true,
             max_connections: DEFAULT_MAX_CONNECTIONS,
             listeners: vec![listener],
+            capture: None,
+            capture_nic: None,
         })
     }
 }
@@ -241,14 +268,20 @@ impl Server {
             tunnel: TunnelPolicy::Enabled { companion: parts.companion },
             limits: Limits::default(),
         });
-        let (to_session, tunnels) = mpsc::channel(1);
+        let (to_session, mut tunnels) = mpsc::channel(1);
         let channel = tunnel_channel::Config {
             max_sockets: parts.max_connections,
             ..tunnel_channel::Config::default()
         };
         let net = NetConfig { max_flows: parts.max_connections.into(), ..parts.net };
-        let session =
-            Session::new(parts.nic, Netstack::new(net), parts.book, parts.lease_file, channel, tunnels);
+        if let Some(links) = parts.capture {
+            tunnels = recorded(tunnels, links);
+        }
+        let mut nic = parts.nic;
+        if let Some(frames) = parts.capture_nic {
+            nic.tap(move |way, frame| frames.note(way, frame));
+        }
+        let session = Session::new(nic, Netstack::new(net), parts.book, parts.lease_file, channel, tunnels);
         let session = tokio::spawn(session.run(shutdown.clone()));
         let mut serving = JoinSet::new();
         for listener in parts.listeners {
@@ -272,6 +305,62 @@ impl Server {
         self.serving.join_all().await;
         if !self.session.is_finished() && tokio::time::timeout(GOODBYE, self.session).await.is_err() {
             warn!("the VM's task did not end in time");
+        }
+    }
+}
+
+/// Records the links on their way from the proxy to the VM's task.
+fn recorded(mut tunnels: mpsc::Receiver<TunnelLink>, links: record::Links) -> mpsc::Receiver<TunnelLink> {
+    let (to_session, recorded) = mpsc::channel(1);
+    // Ends with the proxy, or with the VM's task.
+    tokio::spawn(async move {
+        while let Some(link) = tunnels.recv().await {
+            let TunnelLink { stream, linked, ended, peer } = link;
+            let ends = peer.ends.map(|(client, server)| Ends { client, server });
+            let stream = Box::new(links.tap(stream, &linked, Sender::Server, ends));
+            if to_session.send(TunnelLink { stream, linked, ended, peer }).await.is_err() {
+                break;
+            }
+        }
+    });
+    recorded
+}
+
+/// The recordings that were asked for.
+#[derive(Default)]
+pub(crate) struct Recorders {
+    recordings: Vec<Recording>,
+    /// What records the tunnel's links.
+    pub(crate) links: Option<record::Links>,
+    /// What records the card's frames.
+    pub(crate) frames: Option<record::Frames>,
+}
+
+impl Recorders {
+    /// Begins them.
+    pub(crate) fn start(
+        capture: Option<&Path>,
+        capture_nic: Option<&Path>,
+        rotation: &RotationArgs,
+    ) -> Result<Self, record::Error> {
+        let mut this = Self::default();
+        if let Some(path) = capture {
+            let (recording, links) = record::links(&rotation.options(path))?;
+            this.recordings.push(recording);
+            this.links = Some(links);
+        }
+        if let Some(path) = capture_nic {
+            let (recording, frames) = record::frames(&rotation.options(path))?;
+            this.recordings.push(recording);
+            this.frames = Some(frames);
+        }
+        Ok(this)
+    }
+
+    /// Writes what is left of them.
+    pub(crate) async fn finish(self) {
+        for recording in self.recordings {
+            recording.finish().await;
         }
     }
 }

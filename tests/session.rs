@@ -10,6 +10,7 @@ use server_glue::netstack::{NetConfig, Netstack};
 use server_glue::nic::Nic;
 use server_glue::proxy::TunnelLink;
 use server_glue::session::Session;
+use server_glue::stream::Peer;
 use spice_proto::frame::HeaderForm;
 use spice_proto::handshake::Linked;
 use spice_proto::link::{ChannelType, CommonCaps};
@@ -58,7 +59,7 @@ impl Rig {
             stream: Box::new(ours),
             linked: linked(),
             ended: ended.clone(),
-            peer: "a user".to_owned(),
+            peer: Peer::named("a user"),
         };
         self.tunnels.send(link).await.unwrap();
         let (handle, mut events, tunnel) = client_glue::tunnel(theirs, linked(), TunnelConfig::default());
@@ -150,7 +151,7 @@ async fn a_user_who_vanishes_resets_the_guest() {
         stream: Box::new(ours),
         linked: linked(),
         ended: Default::default(),
-        peer: "x".to_owned(),
+        peer: Peer::named("x"),
     };
     rig.tunnels.send(link).await.unwrap();
     drop(theirs);
@@ -167,7 +168,7 @@ async fn a_user_who_breaks_the_protocol_loses_the_tunnel_only() {
         stream: Box::new(ours),
         linked: linked(),
         ended: Default::default(),
-        peer: "x".to_owned(),
+        peer: Peer::named("x"),
     };
     rig.tunnels.send(link).await.unwrap();
     theirs.write_all(&[0xff; 64]).await.unwrap();

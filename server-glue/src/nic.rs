@@ -128,6 +128,18 @@ pub enum LinkError {
     Io(#[from] io::Error),
 }
 
+/// Which way a frame goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// It came from the guest.
+    FromGuest,
+    /// It was queued for the guest.
+    ToGuest,
+}
+
+/// Sees every frame.
+type FrameTap = Box<dyn FnMut(Way, &[u8]) + Send>;
+
 /// A byte stream to a virtual machine.
 pub trait Link: AsyncRead + AsyncWrite + Unpin + Send {}
 
@@ -142,6 +154,7 @@ pub struct Nic {
     /// The owner was told that the queue is full, and waits for room.
     full: bool,
     dropped: u64,
+    tap: Option<FrameTap>,
 }
 
 enum Source {
@@ -179,7 +192,7 @@ impl Nic {
 
     fn new(source: Source, link: Option<Box<dyn Link>>) -> Nic {
         let (incoming, outgoing) = (Deframer::new(), Framer::default());
-        Nic { source, link, incoming, outgoing, full: false, dropped: 0 }
+        Nic { source, link, incoming, outgoing, full: false, dropped: 0, tap: None }
     }
 
     /// Waits until something can be done, and meanwhile sends what is queued and receives. Cancel-safe: nothing is lost when the future is dropped.
@@ -209,7 +222,11 @@ impl Nic {
 
     /// The next frame that has come, without its length.
     pub fn next_frame(&mut self) -> Option<&[u8]> {
-        self.incoming.next().ok().flatten()
+        let frame = self.incoming.next().ok().flatten()?;
+        if let Some(tap) = &mut self.tap {
+            tap(Way::FromGuest, frame);
+        }
+        Some(frame)
     }
 
     /// Queues a frame for the virtual machine. False: it was dropped, because there is no virtual machine, or the frame is longer than
@@ -218,7 +235,15 @@ impl Nic {
         let queued =
             self.link.is_some() && self.outgoing.pending().len() < 2 * HIGH_WATER && self.outgoing.put(frame);
         self.dropped += u64::from(!queued);
+        if queued && let Some(tap) = &mut self.tap {
+            tap(Way::ToGuest, frame);
+        }
         queued
+    }
+
+    /// Shows every frame from now on to `tap`: when it is taken with [`Nic::next_frame`], and when [`Nic::queue`] has taken it.
+    pub fn tap(&mut self, tap: impl FnMut(Way, &[u8]) + Send + 'static) {
+        self.tap = Some(Box::new(tap));
     }
 
     /// Enough is queued: stop, and go on after [`NicEvent::Room`].

@@ -116,8 +116,8 @@ pub struct TunnelLink {
     pub linked: Linked,
     /// Fires when the tunnel must end: its session is over, or it stood alone and a session began.
     pub ended: CancellationToken,
-    /// Who it is, for logs.
-    pub peer: String,
+    /// Who it is.
+    pub peer: Peer,
 }
 
 impl std::fmt::Debug for TunnelLink {
@@ -309,7 +309,8 @@ impl Proxy {
 
 fn tcp(stream: TcpStream, address: SocketAddr) -> (BoxStream, Peer) {
     tune(&stream);
-    let peer = Peer { name: address.to_string(), address: Some(address.ip()) };
+    let ends = stream.local_addr().ok().map(|ours| (address, ours));
+    let peer = Peer { name: address.to_string(), address: Some(address.ip()), ends };
     (Box::new(stream), peer)
 }
 
@@ -439,7 +440,7 @@ impl Link {
             }
         });
         let stream = Box::new(Seated { stream, _seat: seat, _place: trusted.place, watch });
-        handover.send(TunnelLink { stream, linked, ended, peer: trusted.peer.name });
+        handover.send(TunnelLink { stream, linked, ended, peer: trusted.peer });
         Ok(())
     }
 

@@ -30,7 +30,7 @@ use crate::bridge::Bridge;
 use crate::netstack::Netstack;
 use crate::nic::{Nic, NicEvent};
 use crate::proxy::TunnelLink;
-use crate::stream::BoxStream;
+use crate::stream::{BoxStream, Peer};
 
 /// How long the guest's card may take the last frames.
 const GOODBYE: Duration = Duration::from_millis(500);
@@ -53,7 +53,7 @@ pub struct Session {
 /// The tunnel that is attached.
 struct Tunnel {
     link: FrameStream<BoxStream>,
-    peer: String,
+    peer: Peer,
     /// Its Spice session is over.
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Whole messages are left in the read buffer.

@@ -1,7 +1,7 @@
 //! Byte streams that the proxy stands between: who is on them, and how the upstream Spice server is reached.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -26,6 +26,15 @@ pub struct Peer {
     pub name: String,
     /// What wrong tickets are counted by; `None` where there is no such thing, as on a Unix socket.
     pub address: Option<IpAddr>,
+    /// The connection's two addresses, if it is TCP: theirs, and ours.
+    pub ends: Option<(SocketAddr, SocketAddr)>,
+}
+
+impl Peer {
+    /// Somebody who has no address.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into(), address: None, ends: None }
+    }
 }
 
 impl std::fmt::Display for Peer {

@@ -18,18 +18,19 @@ use super::{
 };
 use crate::guest::{Config, ConnectionError, Guest};
 use crate::printer;
+use crate::serve::Recorders;
 
 /// Requests whose answers are timed.
 const ROUND_TRIPS: usize = 200;
 
-pub(super) async fn run(megabytes: u32) -> Result<(), Error> {
+pub(super) async fn run(megabytes: u32, recorders: &mut Recorders) -> Result<(), Error> {
     headline("A guest prints on a printer that only its user can reach");
     let room = Room::furnish().await?;
 
     let (card, cable) = UnixStream::pair().map_err(Error::io("making the guest's network card"))?;
     let (_, ticket) = random_ticket()?;
     let backend = Backend::Standalone { password: Some(ticket.clone()) };
-    let (spice, server) = serve(Nic::attached(card), backend).await?;
+    let (spice, server) = serve(Nic::attached(card), backend, recorders).await?;
     fact("server", format_args!("Spice with a ticket on {spice}, behind it the guest's extra card"));
 
     let user = User::join(spice, &ticket, &room).await?;

@@ -8,6 +8,7 @@ use server_glue::stream::Upstream;
 
 use super::user::User;
 use super::{Error, Room, fact, headline, megabytes_per_second, random_ticket, serve};
+use crate::serve::Recorders;
 use crate::vm::{NicRole, SpiceAddress, Vm};
 
 /// How long the VM may take to boot: under emulation on a busy machine it is not 4 s.
@@ -15,7 +16,7 @@ const BOOT: Duration = Duration::from_secs(90);
 /// How long one command in the VM may take.
 const COMMAND: Duration = Duration::from_secs(120);
 
-pub(super) async fn run(megabytes: u32) -> Result<(), Error> {
+pub(super) async fn run(megabytes: u32, recorders: &mut Recorders) -> Result<(), Error> {
     headline("A virtual machine prints on a printer that only its user can reach");
     let room = Room::furnish().await?;
     let (secret, ticket) = random_ticket()?;
@@ -30,7 +31,7 @@ pub(super) async fn run(megabytes: u32) -> Result<(), Error> {
         .await?;
     fact("VM", format_args!("QEMU with -spice and -netdev stream, its ticket is set"));
     let nic = Nic::open(&NicSpec::Connect(card)).await.map_err(Error::part("reaching the VM's card"))?;
-    let (spice, server) = serve(nic, Backend::Upstream(Upstream::Unix(spice))).await?;
+    let (spice, server) = serve(nic, Backend::Upstream(Upstream::Unix(spice)), recorders).await?;
     fact("server", format_args!("on {spice}, in front of QEMU"));
     vm.booted(BOOT).await?;
     let user = User::join(spice, &ticket, &room).await?;

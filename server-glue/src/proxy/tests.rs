@@ -33,7 +33,7 @@ fn bench(limits: Limits) -> Bench {
 }
 
 fn stranger(address: &str) -> Peer {
-    Peer { name: address.to_owned(), address: Some(address.parse().unwrap()) }
+    Peer { address: Some(address.parse().unwrap()), ..Peer::named(address) }
 }
 
 impl Bench {
