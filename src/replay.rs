@@ -153,7 +153,12 @@ pub async fn run(args: ReplayArgs, shutdown: CancellationToken) -> Result<ExitCo
         return Ok(ExitCode::from(2));
     }
     let json = args.json;
-    let report = tokio::task::spawn_blocking(move || replay(&args, None)).await.map_err(Error::Broken)??;
+    let work = tokio::task::spawn_blocking(move || replay(&args, None));
+    let report = tokio::select! {
+        report = work => report.map_err(Error::Broken)??,
+        // Half a comparison says nothing. The work ends with the process.
+        () = shutdown.cancelled() => return Ok(ExitCode::FAILURE),
+    };
     let mut out = io::BufWriter::new(io::stdout().lock());
     let printed = if json { report.write_json(&mut out) } else { report.write_text(&mut out) };
     printed.and_then(|()| out.flush()).map_err(Error::Print)?;
