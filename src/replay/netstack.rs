@@ -164,7 +164,7 @@ fn survey(tunnel: &Path, nic: &Path, options: &Options) -> Result<Survey, Error>
 }
 
 fn open(path: &Path) -> Result<Reader, Error> {
-    Reader::open(path).map_err(|error| Error::File { path: path.to_owned(), source: error.into() })
+    Reader::open(path).map_err(|error| Error::File { path: path.to_owned(), source: error })
 }
 
 /// The tunnel's capture, which tells the time of its next packet before it gives what is in it.
