@@ -525,11 +525,12 @@ impl Display for Modes {
 
 fn hole_details(f: &mut Formatter<'_>, hole: &Hole) -> fmt::Result {
     match hole.missing {
-        Some(bytes) => write!(f, "{bytes} bytes missing")?,
-        None => f.write_str("bytes missing, nobody knows how many")?,
+        // What explains these bytes is missing, from this direction or from the other.
+        Some(0) => write!(f, "{} bytes not understood", hole.skipped)?,
+        Some(bytes) => write!(f, "{bytes} bytes missing: {}", hole_cause(hole.cause))?,
+        None => write!(f, "bytes missing, nobody knows how many: {}", hole_cause(hole.cause))?,
     }
-    write!(f, ": {}", hole_cause(hole.cause))?;
-    if hole.skipped > 0 {
+    if hole.missing != Some(0) && hole.skipped > 0 {
         write!(f, "; {} bytes behind it not understood", hole.skipped)?;
     }
     f.write_str(if hole.resumed {

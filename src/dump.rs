@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::capture::dissect::Options;
 use crate::capture::file::Reader;
 use crate::capture::ledger::ConnectionNumber;
-use crate::capture::reader::SpiceReader;
+use crate::capture::reader::{Counts, SpiceReader};
 use crate::capture::reassembly::StreamId;
 use crate::describe::Tame;
 
@@ -275,7 +275,8 @@ impl Dump<'_> {
         };
         bar.finish_and_clear();
         failed?;
-        if let Some(error) = &damage {
+        let broken = broken_packets(reader.counts());
+        for error in [&broken, &damage].into_iter().flatten() {
             view.damage(&books, error, &mut lines)?;
         }
         let equal = view.finish(&mut lines)?;
@@ -283,16 +284,16 @@ impl Dump<'_> {
         if !self.output.take(&mut lines) || !self.output.flush() {
             return Ok(true);
         }
-        if let Some(error) = &damage {
+        for error in [&broken, &damage].into_iter().flatten() {
             self.complain(error);
         }
-        summary.write(reader.counts(), self.stop.is_cancelled(), &mut lines)?;
+        summary.write(reader.counts(), self.stop.is_cancelled(), damage.is_some(), &mut lines)?;
         if self.args.json || self.args.follow.is_some() {
             let _ = io::stderr().write_all(&lines);
         } else {
             self.output.take(&mut lines);
         }
-        Ok(equal && damage.is_none() && summary.is_clean())
+        Ok(equal && broken.is_none() && damage.is_none() && summary.is_clean())
     }
 
     fn complain(&self, error: &str) {
@@ -373,6 +374,20 @@ fn progress(target: ProgressDrawTarget, length: Option<u64>) -> ProgressBar {
 
 fn name(file: &Path) -> String {
     if file.as_os_str() == "-" { "standard input".to_owned() } else { file.display().to_string() }
+}
+
+/// What is wrong with packets that should have been TCP, or may have been.
+fn broken_packets(counts: &Counts) -> Option<String> {
+    let (number, fault) = counts.first_fault.as_ref()?;
+    let damaged = counts.damaged;
+    (damaged > 0).then(|| match damaged {
+        1 => {
+            format!("the headers of a packet are damaged; the first one skipped is packet {number}: {fault}")
+        }
+        _ => format!(
+            "the headers of {damaged} packets are damaged; the first one skipped is packet {number}: {fault}"
+        ),
+    })
 }
 
 /// An error with its causes.

@@ -33,7 +33,9 @@ pub struct Counts {
     pub cut_off: u64,
     /// Packets that nothing can be said about, by the reason. There are a few reasons only.
     pub faults: BTreeMap<&'static str, u64>,
-    /// The first of them: the packet's number, and what is wrong with it.
+    /// Those of them whose headers cannot be: they are damaged, not just unknown, cut off or in fragments.
+    pub damaged: u64,
+    /// The first packet of all these: its number, and what is wrong with it.
     pub first_fault: Option<(u64, PacketFault)>,
     /// TCP connections.
     pub connections: u64,
@@ -86,6 +88,7 @@ impl SpiceReader {
                     Ok(None) => counts.not_tcp += 1,
                     Err(fault) => {
                         *counts.faults.entry(reason(&fault)).or_default() += 1;
+                        counts.damaged += u64::from(is_damage(&fault));
                         counts.first_fault.get_or_insert((packet.number, fault));
                     }
                 }
@@ -140,6 +143,14 @@ impl Counts {
             | What::Ended { .. } => {}
         }
         sink(item);
+    }
+}
+
+/// Whether a packet is not what it was when it was sent.
+fn is_damage(fault: &PacketFault) -> bool {
+    match fault {
+        PacketFault::TooShort { .. } | PacketFault::Field { .. } => true,
+        PacketFault::LinkType(_) | PacketFault::CutOff { .. } | PacketFault::Fragment => false,
     }
 }
 

@@ -152,8 +152,14 @@ impl Summary {
         self.channels.entry(item.channel).or_default()
     }
 
-    /// Appends the lines. `stopped` says that somebody ended the reading.
-    pub(super) fn write(&self, counts: &Counts, stopped: bool, out: &mut Vec<u8>) -> io::Result<()> {
+    /// Appends the lines. `stopped` says that somebody ended the reading, `damaged` that the file did.
+    pub(super) fn write(
+        &self,
+        counts: &Counts,
+        stopped: bool,
+        damaged: bool,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
         writeln!(out)?;
         write_file(counts, stopped, out)?;
         self.write_connections(counts, out)?;
@@ -164,7 +170,7 @@ impl Summary {
             writeln!(out, "  {name:<12} {links:<11} client {client:<32} server {server}")?;
         }
         self.tunnels.write(out)?;
-        self.write_faults(out)?;
+        self.write_faults(counts, damaged, out)?;
         if self.shown < self.lines {
             row(out, "filtered", format_args!("{} of {} lines shown", self.shown, self.lines))?;
         }
@@ -202,7 +208,7 @@ impl Summary {
         Ok(())
     }
 
-    fn write_faults(&self, out: &mut Vec<u8>) -> io::Result<()> {
+    fn write_faults(&self, counts: &Counts, damaged: bool, out: &mut Vec<u8>) -> io::Result<()> {
         let holes = &self.holes;
         if holes.before > 0 {
             let directions = count(holes.before, "direction");
@@ -220,15 +226,22 @@ impl Summary {
             row(out, "holes", text)?;
         }
         if self.remarks > 0 {
-            row(
-                out,
-                "remarks",
-                format_args!("{} that do not go with what was said before", count(self.remarks, "message")),
-            )?;
+            let messages = count(self.remarks, "message");
+            let why = if holes.within > 0 { "; what is missing may explain them" } else { "" };
+            row(out, "remarks", format_args!("{messages} that do not go with what was said before{why}"))?;
         }
-        let faults =
-            if self.malformed == 0 { "none".to_owned() } else { count(self.malformed, "malformed message") };
-        row(out, "errors", faults)
+        let mut errors = Vec::new();
+        if self.malformed > 0 {
+            errors.push(count(self.malformed, "malformed message"));
+        }
+        if counts.damaged > 0 {
+            errors.push(format!("{} with damaged headers", count(counts.damaged, "packet")));
+        }
+        if damaged {
+            errors.push("the file itself is damaged".to_owned());
+        }
+        let errors = if errors.is_empty() { "none".to_owned() } else { errors.join(", ") };
+        row(out, "errors", errors)
     }
 }
 
