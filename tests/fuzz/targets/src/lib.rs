@@ -3,6 +3,7 @@
 //!
 //! The first bytes of an input choose how the rest is used; see each target. An input that is too short reads as zeros.
 
+mod capture;
 mod channel;
 mod frames;
 mod input;
@@ -11,6 +12,7 @@ mod messages;
 mod netstack;
 mod packet;
 
+pub use capture::capture;
 pub use channel::channel;
 pub use frames::frames;
 pub use link::link;
@@ -24,6 +26,7 @@ pub type Target = fn(&[u8]);
 
 /// All targets by name, which is also the name of their directories in `corpus` and `crashes`.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("capture", capture),
     ("channel", channel),
     ("frames", frames),
     ("link", link),
