@@ -5,6 +5,7 @@
 mod bridge;
 mod captures;
 mod dump;
+mod dump_memory;
 mod fuzz_regressions;
 mod netstack;
 mod printer;
@@ -12,5 +13,6 @@ mod proxy;
 mod readme;
 mod replay_netstack;
 mod session;
+mod traffic;
 mod vm;
 mod wireshark;
