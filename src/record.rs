@@ -24,6 +24,8 @@ mod part;
 mod queue;
 mod tap;
 mod tcp;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::io;

@@ -63,8 +63,7 @@ impl Entry {
 pub(super) struct LinksCore {
     /// Length of a file above which the next begins.
     limit: Option<u64>,
-    /// The files that are not written out wholly. The last one is the current one; one before it may wait for the rest of a
-    /// message.
+    /// The files that are not over. The last one is the current one; those before it wait for the rest of a message.
     parts: VecDeque<Part>,
     links: BTreeMap<LinkId, Link>,
     /// Length of the current file when its links were opened in it. A file holds something before it is full.
@@ -75,10 +74,8 @@ pub(super) struct LinksCore {
 struct Link {
     ends: Ends,
     stage: Stage,
-    /// In the current file.
-    conversation: Conversation,
-    /// In the file before it, as long as that is not over.
-    old: Option<Conversation>,
+    /// By the file that they are in.
+    conversations: BTreeMap<u64, Conversation>,
     ways: Both<Way>,
 }
 
@@ -89,11 +86,17 @@ struct Way {
     next: u64,
     /// Bytes that the message lacks which `next` is within.
     left: u32,
-    /// Bytes before this offset belong to the file before the current one.
+    /// Bytes before this offset belong to the file `old`, the others to the current one.
     switch: u64,
-    /// Bytes before this offset belong to a file that is over.
-    lost: u64,
+    old: u64,
     finished: bool,
+}
+
+impl Way {
+    /// Whether a file waits for the rest of a message.
+    fn waits(&self) -> bool {
+        !self.finished && self.next < self.switch
+    }
 }
 
 const INTERFACE: Interface = Interface {
@@ -102,6 +105,8 @@ const INTERFACE: Interface = Interface {
     description: "the Spice tunnel link, in clear",
     comment: "what passed the Spice tunnel link, in clear. The TCP/IP headers are made up, the key and the ticket of the link stage are zero",
 };
+
+const BOTH: [Sender; 2] = [Sender::Client, Sender::Server];
 
 /// Sequence number of the first byte behind the link stage, which is longer in no version.
 const FIRST: u32 = 10_000;
@@ -117,7 +122,8 @@ impl LinksCore {
         let Some(part) = self.parts.back_mut() else { return Ok(()) };
         let ends = ends.canonical();
         let conversation = begin(part, time, ends, &stage, Both::default())?;
-        self.links.insert(link, Link { ends, stage, conversation, old: None, ways: Both::default() });
+        let conversations = BTreeMap::from([(part.number, conversation)]);
+        self.links.insert(link, Link { ends, stage, conversations, ways: Both::default() });
         self.opening = part.len();
         Ok(())
     }
@@ -131,26 +137,22 @@ impl LinksCore {
         left: u32,
         buffer: &mut [u8],
     ) -> io::Result<()> {
-        let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
+        let (Some(current), Some(link)) = (self.number(), self.links.get_mut(&id)) else { return Ok(()) };
         let way = link.ways.of_mut(from);
         let len = buffer.len().saturating_sub(HEADROOM);
-        // How much of it is before an offset.
-        let before = |at: u64| usize::try_from(at.saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
-        let (lost, old) = (before(way.lost), before(way.switch));
+        let old = usize::try_from(way.switch.saturating_sub(offset)).unwrap_or(usize::MAX).min(len);
+        let behind = offset.saturating_add(u64::try_from(old).unwrap_or(0));
         way.next = offset.saturating_add(u64::try_from(len).unwrap_or(0));
         way.left = left;
-        let seq = |skipped: usize| seq(offset.saturating_add(u64::try_from(skipped).unwrap_or(0)));
-        if lost < old
-            && let (Some(conversation), [.., part, _]) = (&mut link.old, self.parts.make_contiguous())
-        {
-            let piece = buffer.get_mut(..HEADROOM + old).unwrap_or_default();
-            conversation.data(part, time, from, seq(lost), piece, HEADROOM + lost)?;
-        }
-        let skipped = lost.max(old);
-        if skipped < len
-            && let Some(part) = self.parts.back_mut()
-        {
-            link.conversation.data(part, time, from, seq(skipped), buffer, HEADROOM + skipped)?;
+        let pieces = [(way.old, offset, 0..old), (current, behind, old..len)];
+        for (number, offset, range) in pieces {
+            let part = self.parts.iter_mut().find(|part| part.number == number);
+            if let (false, Some(part), Some(conversation)) =
+                (range.is_empty(), part, link.conversations.get_mut(&number))
+            {
+                let piece = buffer.get_mut(..HEADROOM + range.end).unwrap_or_default();
+                conversation.data(part, time, from, seq(offset), piece, HEADROOM + range.start)?;
+            }
         }
         Ok(())
     }
@@ -161,49 +163,50 @@ impl LinksCore {
         if current.len() < limit || current.len() == self.opening {
             return Ok(());
         }
-        self.end_old(time, dropped)?;
-        let number = self.parts.back().map_or(0, |part| part.number + 1);
-        let mut part = Part::new(number, INTERFACE, time, dropped.pieces)?;
+        let full = current.number;
+        let mut part = Part::new(full + 1, INTERFACE, time, dropped.pieces)?;
         for link in self.links.values_mut() {
-            for from in [Sender::Client, Sender::Server] {
+            for from in BOTH {
                 let way = link.ways.of_mut(from);
-                // A message that was begun two files ago and is not over yet has no place any more.
-                way.lost = way.lost.max(way.switch);
-                way.switch = way.lost.max(way.next.saturating_add(way.left.into()));
+                // Otherwise a file before this one waits for it still.
+                if !way.waits() {
+                    way.old = full;
+                    way.switch = way.next.saturating_add(way.left.into());
+                }
             }
             let first = Both { client: link.ways.client.switch, server: link.ways.server.switch };
             let mut conversation = begin(&mut part, time, link.ends, &link.stage, first)?;
-            for from in [Sender::Client, Sender::Server] {
+            for from in BOTH {
                 if link.ways.of(from).finished {
                     conversation.finish(&mut part, time, from, seq(*first.of(from)))?;
                 }
             }
-            link.old = Some(std::mem::replace(&mut link.conversation, conversation));
+            link.conversations.insert(part.number, conversation);
         }
         self.opening = part.len();
         self.parts.push_back(part);
-        self.settle(time, dropped)
+        Ok(())
     }
 
-    /// Ends the old file, if there is one, when nothing more belongs to it.
+    /// Ends the files before the current one that nothing more belongs to.
     fn settle(&mut self, time: Duration, dropped: Dropped) -> io::Result<()> {
-        let waits = |way: &Way| !way.finished && way.next < way.switch && way.lost < way.switch;
-        if self.links.values().any(|link| waits(&link.ways.client) || waits(&link.ways.server)) {
-            return Ok(());
-        }
-        self.end_old(time, dropped)
-    }
-
-    fn end_old(&mut self, time: Duration, dropped: Dropped) -> io::Result<()> {
-        for link in self.links.values_mut() {
-            link.old = None;
-        }
-        if let [.., old, _] = self.parts.make_contiguous()
-            && !old.over
-        {
-            old.end(time, dropped.pieces)?;
+        let Some(current) = self.number() else { return Ok(()) };
+        for part in self.parts.iter_mut().filter(|part| part.number < current && !part.over) {
+            let number = part.number;
+            let waits = |way: &Way| way.old == number && way.waits();
+            if !self.links.values().any(|link| waits(&link.ways.client) || waits(&link.ways.server)) {
+                part.end(time, dropped.pieces)?;
+                for link in self.links.values_mut() {
+                    link.conversations.remove(&number);
+                }
+            }
         }
         Ok(())
+    }
+
+    /// The current file's.
+    fn number(&self) -> Option<u64> {
+        self.parts.back().map(|part| part.number)
     }
 
     fn finish_way(&mut self, id: LinkId, time: Duration, from: Sender, total: u64) -> io::Result<()> {
@@ -214,27 +217,35 @@ impl LinksCore {
         if std::mem::replace(&mut way.finished, true) {
             return Ok(());
         }
-        // Cut off within a message that belongs to the file before: there, nothing more is to be seen.
+        // Cut off within a message that belongs to a file before: in this one, the direction ends where it began.
         way.next = total.max(way.switch);
         way.left = 0;
-        link.conversation.finish(part, time, from, seq(way.next))
+        match link.conversations.get_mut(&part.number) {
+            Some(conversation) => conversation.finish(part, time, from, seq(way.next)),
+            None => Ok(()),
+        }
     }
 
     fn close(&mut self, id: LinkId, time: Duration, ours: Sender, totals: Both<u64>) -> io::Result<()> {
         // Nobody can tell from here when the other end closed, but it is no use to keep readers waiting for it.
         self.finish_way(id, time, ours, *totals.of(ours))?;
         self.finish_way(id, time, other(ours), *totals.of(other(ours)))?;
-        let (Some(mut link), Some(part)) = (self.links.remove(&id), self.parts.back_mut()) else {
-            return Ok(());
-        };
-        link.conversation.acknowledge(part, time, ours)
+        self.take_leave(id, |conversation, part| conversation.acknowledge(part, time, ours))
     }
 
-    fn reset(&mut self, id: LinkId, time: Duration, from: Sender) -> io::Result<()> {
+    /// The link is over, with these last words in the current file.
+    fn take_leave(
+        &mut self,
+        id: LinkId,
+        words: impl FnOnce(&mut Conversation, &mut Part) -> io::Result<()>,
+    ) -> io::Result<()> {
         let (Some(mut link), Some(part)) = (self.links.remove(&id), self.parts.back_mut()) else {
             return Ok(());
         };
-        link.conversation.reset(part, time, from)
+        match link.conversations.get_mut(&part.number) {
+            Some(conversation) => words(conversation, part),
+            None => Ok(()),
+        }
     }
 }
 
@@ -250,18 +261,16 @@ impl Core for LinksCore {
                 self.data(link, time, from, offset, left, &mut buffer)
             }
             Entry::Finished { link, time, from, total } => self.finish_way(link, time, from, total),
-            Entry::Reset { link, time, from } => self.reset(link, time, from),
+            Entry::Reset { link, time, from } => {
+                self.take_leave(link, |conversation, part| conversation.reset(part, time, from))
+            }
             Entry::Closed { link, time, ours, totals } => self.close(link, time, ours, totals),
         }?;
         self.settle(time, dropped)
     }
 
     fn end(&mut self, time: Duration, dropped: Dropped) -> io::Result<()> {
-        self.end_old(time, dropped)?;
-        match self.parts.back_mut() {
-            Some(part) => part.end(time, dropped.pieces),
-            None => Ok(()),
-        }
+        self.parts.iter_mut().filter(|part| !part.over).try_for_each(|part| part.end(time, dropped.pieces))
     }
 
     fn parts(&mut self) -> &mut VecDeque<Part> {

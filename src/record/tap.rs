@@ -87,7 +87,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Tap<S> {
 }
 
 /// What is noted of one link.
-struct Notes {
+pub(super) struct Notes {
     queue: Arc<Queue<Entry>>,
     link: LinkId,
     ours: Sender,
@@ -131,7 +131,7 @@ impl Way {
 
 impl Notes {
     /// `None`: there is no room even for that, or nothing is recorded any more.
-    fn new(
+    pub(super) fn new(
         queue: &Arc<Queue<Entry>>,
         link: LinkId,
         linked: &Linked,
@@ -151,7 +151,8 @@ impl Notes {
         })
     }
 
-    fn passed(&mut self, from: Sender, bytes: &[u8]) {
+    /// Bytes of one direction.
+    pub(super) fn passed(&mut self, from: Sender, bytes: &[u8]) {
         if bytes.is_empty() || self.queue.is_stopped() {
             return;
         }
@@ -222,7 +223,8 @@ impl Notes {
         });
     }
 
-    fn finished(&mut self, from: Sender) {
+    /// One end sends no more.
+    pub(super) fn finished(&mut self, from: Sender) {
         if self.over || std::mem::replace(&mut self.ways.of_mut(from).finished, true) {
             return;
         }
@@ -232,7 +234,7 @@ impl Notes {
     }
 
     /// The connection failed. It was not us.
-    fn broke(&mut self) {
+    pub(super) fn broke(&mut self) {
         if std::mem::replace(&mut self.over, true) {
             return;
         }
