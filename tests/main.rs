@@ -11,6 +11,7 @@ mod netstack;
 mod printer;
 mod proxy;
 mod readme;
+mod record;
 mod replay_netstack;
 mod session;
 mod traffic;

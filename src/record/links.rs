@@ -230,7 +230,7 @@ impl LinksCore {
         // Nobody can tell from here when the other end closed, but it is no use to keep readers waiting for it.
         self.finish_way(id, time, ours, *totals.of(ours))?;
         self.finish_way(id, time, other(ours), *totals.of(other(ours)))?;
-        self.take_leave(id, |conversation, part| conversation.acknowledge(part, time, ours))
+        self.take_leave(id, |conversation, part| conversation.acknowledge(part, time))
     }
 
     /// The link is over, with these last words in the current file.

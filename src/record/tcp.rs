@@ -167,9 +167,14 @@ impl Conversation {
         self.bare(part, time, from, Flags::FIN | Flags::ACK)
     }
 
-    /// Acknowledges all that `other(from)` sent.
-    pub(super) fn acknowledge(&mut self, part: &mut Part, time: Duration, from: Sender) -> io::Result<()> {
-        self.bare(part, time, from, Flags::ACK)
+    /// Acknowledges what is not acknowledged yet.
+    pub(super) fn acknowledge(&mut self, part: &mut Part, time: Duration) -> io::Result<()> {
+        for from in [Sender::Client, Sender::Server] {
+            if self.next.of(from) != self.acked.of(from) {
+                self.bare(part, time, other(from), Flags::ACK)?;
+            }
+        }
+        Ok(())
     }
 
     /// Aborts the connection.
