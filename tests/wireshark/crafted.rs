@@ -18,10 +18,8 @@ use spice_tunnel::capture::packet::segment;
 use spice_tunnel::capture::reassembly::{Limits, Piece, Reassembler, StreamId, Way};
 
 use super::{items, script, shown, tshark};
+use crate::captures::recording::wire;
 use crate::captures::{self, Said};
-
-#[path = "../../examples/record-captures/wire.rs"]
-mod wire;
 
 const PAIR: &str = "captures/tunnel-v2-pair.pcap";
 const CLIENT: &str = "192.0.2.1:49152";

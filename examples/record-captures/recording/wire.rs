@@ -9,7 +9,7 @@ use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
 use spice_tunnel::capture::packet::Flags;
 use spice_tunnel::capture::reassembly::Way;
 
-type Error = Box<dyn std::error::Error + Send + Sync>;
+use super::Error;
 
 /// An end of the connection.
 struct End {
