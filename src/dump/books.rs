@@ -137,8 +137,8 @@ fn subject(item: &Item<'_>) -> (Option<SocketId>, Option<ServiceId>) {
     }
 }
 
-/// Time since the first packet. Negative where a capture is not in order. Shown in seconds, with six digits behind the point;
-/// in JSON as a number.
+/// Time since the first packet. Negative where a capture is not in order. Shown in seconds, with six digits behind the point,
+/// to the right if there is a width; in JSON as a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Since {
     /// Nanoseconds. INVARIANT: the difference of two `Duration`, hence far from overflow.
@@ -166,9 +166,13 @@ impl Since {
 
 impl Display for Since {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let sign = if self.nanos < 0 { "-" } else { "" };
         let micros = self.nanos.unsigned_abs() / 1000;
-        write!(f, "{sign}{}.{:06}", micros / 1_000_000, micros % 1_000_000)
+        let (seconds, micros) = (micros / 1_000_000, micros % 1_000_000);
+        if self.nanos < 0 {
+            return f.pad(&format!("-{seconds}.{micros:06}"));
+        }
+        let behind = ".000000".len();
+        write!(f, "{seconds:>width$}.{micros:06}", width = f.width().unwrap_or(0).saturating_sub(behind))
     }
 }
 
@@ -190,10 +194,10 @@ mod tests {
     fn time_counts_from_the_first_packet_both_ways() {
         let start = Duration::new(1_700_000_000, 999_999_000);
         let later = Since::between(start, Duration::new(1_700_000_001, 1_000));
-        assert_eq!(later.to_string(), "0.000002");
+        assert_eq!(format!("{later}|{later:>12}"), "0.000002|    0.000002");
         assert_eq!(serde_json::to_string(&later).unwrap(), "2e-6");
         let earlier = Since::between(start, Duration::new(1_699_999_999, 499_999_000));
-        assert_eq!(earlier.to_string(), "-1.500000");
+        assert_eq!(format!("{earlier}|{earlier:>12}"), "-1.500000|   -1.500000");
         assert_eq!(serde_json::to_string(&earlier).unwrap(), "-1.5");
         let far = Since::between(Duration::ZERO, Duration::MAX);
         assert!(far.seconds().is_finite());

@@ -532,3 +532,6 @@ impl Serialize for SubFields<'_> {
         map.end()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,7 +36,7 @@ impl Text {
         }
         let item = seen.item;
         let style = style(item);
-        self.styled(out, DIM, |out| write!(out, "{:>12} {:>6}", seen.since.to_string(), item.stream.0))?;
+        self.styled(out, DIM, |out| write!(out, "{:>12} {:>6}", seen.since, item.stream.0))?;
         out.extend_from_slice(b"  ");
         self.styled(out, style, |out| {
             column(out, 12, |out| write!(out, "{}", ChannelName(item.channel)))?;
@@ -70,7 +70,7 @@ impl Text {
     ///
     /// None, since memory takes everything.
     pub fn damage(&mut self, since: Since, error: &str, out: &mut Vec<u8>) -> io::Result<()> {
-        self.styled(out, DIM, |out| write!(out, "{:>12}       -", since.to_string()))?;
+        self.styled(out, DIM, |out| write!(out, "{since:>12}       -"))?;
         self.styled(out, BAD, |out| {
             write!(out, "  -                   malformed                   {}", Tame(error))
         })?;
