@@ -12,6 +12,7 @@ mod printer;
 mod proxy;
 mod readme;
 mod record;
+mod replay;
 mod replay_netstack;
 mod session;
 mod traffic;

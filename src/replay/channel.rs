@@ -34,6 +34,8 @@
 
 mod connection;
 mod owner;
+mod peer;
+mod strict;
 mod today;
 
 use std::collections::BTreeMap;
@@ -42,12 +44,12 @@ use std::time::{Duration, Instant};
 use spice_proto::link::TunnelCaps;
 use spice_proto::names::Sender;
 use spice_proto::tunnel::{ClientMessage, Layout, ServerMessage, ServiceId, SocketId};
-use tunnel_channel::{Channel, Config, ResetCause, Role, SocketViolation};
+use tunnel_channel::{Channel, Config, Role};
 
 use self::connection::{Connection, Phase, Refusal};
-use self::today::Outcome;
+use self::strict::Strict;
 use super::report::{Compared, Difference, Part, Place, Report, Subject, Verdict};
-use super::story::{Manner, Said, Word, compare, own_name, peer_name};
+use super::story::{Said, Word, compare, own_name, peer_name};
 use super::{Handicap, Options};
 use crate::capture::dissect::{Body, End, Head, Hole, Message, Terms};
 use crate::describe;
@@ -209,17 +211,18 @@ impl Driver {
         // Since this end was last heard, the other was judged without it.
         let heard = *self.heard(from);
         let since = heard.saturating_sub(self.start);
-        for finding in &mut self.findings {
-            if finding.place.time.is_some_and(|at| at >= since) && finding.verdict == Verdict::Different {
-                finding.verdict = Verdict::NotComparable;
-                finding.captured = format!("beside a hole: {} / {}", finding.captured, finding.today);
-                finding.today.clear();
-            }
-        }
+        let before = self.findings.len();
+        self.findings.retain(|finding| {
+            finding.verdict != Verdict::Different || finding.place.time.is_none_or(|at| at < since)
+        });
+        let untrue = before.saturating_sub(self.findings.len());
         self.time = time;
         self.holed = true;
         let missing = hole.missing.map_or("an unknown number of".to_owned(), |n| n.to_string());
-        let why = format!("a hole: {missing} bytes of the {} are not in the capture", from.name());
+        let mut why = format!("a hole: {missing} bytes of the {} are not in the capture", from.name());
+        if untrue > 0 {
+            why = format!("{why}; {untrue} differences before it was noticed are not believed");
+        }
         self.not_comparable(Subject::Capture, None, why);
         let ended_within = self.ended.as_ref().is_some_and(|ended| ended.time >= heard);
         self.drop_all(Some("a hole is in it"));
@@ -268,277 +271,6 @@ impl Driver {
         all.bytes_down += self.compared.bytes_down;
     }
 
-    // ---- what the peer says ----
-
-    fn peer_says(&mut self, head: &Head, word: Option<&Word<'_>>, body: &[u8]) {
-        if self.channel.is_none() {
-            match word {
-                Some(Word::Init { max_sockets, max_data }) => self.create(Some((*max_sockets, *max_data))),
-                Some(_) => self.create(None),
-                // Nobody is there yet who would answer.
-                None => return,
-            }
-        }
-        if self.ended.is_some() {
-            return;
-        }
-        match word {
-            Some(Word::Socket(socket, Said::Open { service, tokens })) => {
-                self.peer_opens(head, *socket, *service, *tokens);
-            }
-            Some(Word::Socket(socket, said)) => self.peer_speaks(head, *socket, said, body),
-            Some(Word::Map { service, address }) => self.peer_maps(head, *service, *address),
-            Some(Word::Add(_) | Word::Remove(_) | Word::Init { .. }) | None => {
-                self.peer_else(head, word, body)
-            }
-        }
-    }
-
-    fn peer_else(&mut self, head: &Head, word: Option<&Word<'_>>, body: &[u8]) {
-        let outcome = self.feed(head, body);
-        match (outcome, word) {
-            (Outcome::Added, Some(Word::Add(add))) => {
-                self.services.insert(add.service, add.service);
-                self.compared.services += 1;
-            }
-            (Outcome::Removed(service), _) => {
-                self.services.remove(&service);
-            }
-            (Outcome::Ready { max_sockets, max_data }, Some(Word::Init { .. })) => {
-                self.init.today = Some((max_sockets, max_data));
-            }
-            (Outcome::Migrate, _) => {
-                self.drop_all(None);
-                self.over = true;
-            }
-            // A rejected service shows when the captured server maps it.
-            (_, _) => {}
-        }
-    }
-
-    fn peer_opens(&mut self, head: &Head, socket: SocketId, service: ServiceId, tokens: u32) {
-        let number = self.opened;
-        self.opened += 1;
-        let known = self.services.get(&service).copied();
-        if known.is_none() && self.holed {
-            let place = Place { connection: Some(number), socket: Some(socket.0), ..self.place(None) };
-            self.add(Difference::not_comparable(
-                self.part(),
-                Subject::Open,
-                Place { service: Some(service.0), ..place },
-                "its service may have been announced in a hole",
-            ));
-            return;
-        }
-        if self.live.get(&socket).is_some_and(|old| old.id.is_none()) {
-            self.compare_connection(socket, None);
-        }
-        let before = self.live.remove(&socket);
-        let mut connection = Connection::new(number, socket, service, socket);
-        connection.phase = Phase::Gone;
-        connection.out.granted = u64::from(tokens);
-        self.live.insert(socket, connection);
-        self.ids.insert(socket, socket);
-        let today = known.unwrap_or(ServiceId(u32::MAX));
-        let message = ServerMessage::SocketOpen { socket, service: today, tokens };
-        let mut body = Vec::new();
-        message.write_body(&mut body);
-        let outcome = self.feed(head, &body);
-        if outcome == Outcome::Ended {
-            // The one that the id belongs to is the one to speak of.
-            if let Some(before) = before {
-                self.live.insert(socket, before);
-            }
-        } else if let (Outcome::Opened(_), Some(connection)) = (outcome, self.live.get_mut(&socket)) {
-            connection.phase = Phase::Opening;
-        }
-        // Otherwise it refused by itself, which stands in the story.
-    }
-
-    fn peer_maps(&mut self, head: &Head, service: ServiceId, address: spice_proto::tunnel::IpInfo) {
-        let known = self.services.get(&service).copied();
-        if known.is_none() && self.holed {
-            return;
-        }
-        let message = ServerMessage::ServiceIpMap { service: known.unwrap_or(ServiceId(u32::MAX)), address };
-        let mut body = Vec::new();
-        message.write_body(&mut body);
-        let outcome = self.feed(head, &body);
-        let captured = match address {
-            spice_proto::tunnel::IpInfo::V4(v4) => Some(std::net::IpAddr::V4(v4)),
-            spice_proto::tunnel::IpInfo::Invalid => None,
-        };
-        if outcome == Outcome::Ended {
-            return;
-        }
-        let today = if let Outcome::Mapped(address) = outcome { Some(address) } else { None };
-        // One that was withdrawn in between has no address any more.
-        if known.is_some() && today != captured {
-            let text = |address: Option<std::net::IpAddr>| {
-                address.map_or("no address".to_owned(), |a| a.to_string())
-            };
-            let place = Place { service: Some(service.0), ..self.place(None) };
-            self.add(Difference::new(self.part(), Subject::Service, place, text(captured), text(today)));
-        }
-    }
-
-    fn peer_speaks(&mut self, head: &Head, socket: SocketId, said: &Said<'_>, body: &[u8]) {
-        let Some(connection) = self.live.get_mut(&socket) else {
-            // Behind a hole, a socket that nobody knows is one of those that the hole touched.
-            if !self.holed {
-                let free = self.unused_id(socket);
-                let body = with_id(body, free);
-                self.feed(head, &body);
-            }
-            return;
-        };
-        let counts = connection.peer_counts();
-        match said {
-            Said::Data(payload) if counts => {
-                connection.captured.peer.bytes += length(payload);
-            }
-            Said::Fin if counts => connection.captured.peer.end = Some(connection.captured.peer.bytes),
-            Said::Close | Said::Reset if counts => {
-                let server_finished = match self.role {
-                    Role::Server => connection.captured.own.end,
-                    Role::Client => connection.captured.peer.end,
-                }
-                .is_some();
-                let manner = Manner::of(said, server_finished);
-                connection.captured.peer_end = Some(manner);
-                if self.role == Role::Server && manner == Manner::Clean {
-                    let bytes = connection.captured.peer.bytes;
-                    connection.captured.peer.end.get_or_insert(bytes);
-                }
-            }
-            Said::Accept { tokens } => {
-                connection.captured.answer = super::story::Answer::Accepted;
-                connection.out.granted = u64::from(*tokens);
-            }
-            Said::Refuse => connection.captured.answer = super::story::Answer::Refused,
-            Said::Token(tokens) => {
-                connection.out.granted = connection.out.granted.saturating_add(u64::from(*tokens));
-            }
-            Said::Data(_) | Said::Fin | Said::Close | Said::Reset | Said::Open { .. } | Said::ClosedAck => {}
-        }
-        if let Said::Data(_) = said
-            && counts
-        {
-            self.align_credit(socket);
-        }
-        self.hear(head, socket, said, body);
-        let over = *said == Said::Refuse
-            || *said == Said::ClosedAck
-                && self.live.get(&socket).is_some_and(|connection| connection.own_close_said);
-        if over {
-            self.compare_connection(socket, None);
-        }
-    }
-
-    /// Hands a message about a socket to today's channel, and takes into its story what becomes of it.
-    fn hear(&mut self, head: &Head, socket: SocketId, said: &Said<'_>, body: &[u8]) {
-        let Some(connection) = self.live.get_mut(&socket) else { return };
-        let phase = connection.phase;
-        if *said == Said::ClosedAck {
-            if phase == Phase::PeerClosed {
-                // The ends crossed. The captured server left the last word to the client; today's has heard the client
-                // first, and acknowledges.
-                self.release(socket);
-                return;
-            }
-            if connection.id.is_none() {
-                return;
-            }
-        }
-        let Some(id) = connection.id else {
-            if !connection.given_up && connection.refusal.is_none() {
-                connection.given_up = true;
-                self.different(
-                    Subject::Message,
-                    Some(socket),
-                    format!("the {} said {}", peer_name(self.role), name_of(said)),
-                    "the socket is free by then",
-                );
-            }
-            return;
-        };
-        if let Said::Data(_) = said
-            && phase == Phase::Open
-        {
-            connection.into.captured += 1;
-            connection.into.fed += 1;
-        }
-        let body = with_id(body, id);
-        let outcome = self.feed(head, &body);
-        let role = self.role;
-        let Some(connection) = self.live.get_mut(&socket) else { return };
-        match outcome {
-            Outcome::Accepted => {
-                connection.today.answer = super::story::Answer::Accepted;
-                connection.phase = Phase::Open;
-            }
-            Outcome::Refused => {
-                connection.today.answer = super::story::Answer::Refused;
-                self.free(socket);
-            }
-            Outcome::Data { bytes, same } => {
-                connection.today.peer.bytes += bytes;
-                connection.into.taken += 1;
-                if !same {
-                    let text = "bytes that the owner gets unchanged".to_owned();
-                    self.different(Subject::Bytes, Some(socket), text, "they are changed");
-                }
-                self.deliver_returned(socket);
-            }
-            Outcome::Finished => {
-                connection.today.peer.end = Some(connection.today.peer.bytes);
-                if let Said::Close = said {
-                    connection.today.peer_end = Some(Manner::Clean);
-                    connection.phase = Phase::PeerClosed;
-                }
-            }
-            Outcome::PeerClosed => {
-                connection.today.peer_end = Some(Manner::Clean);
-                connection.phase = Phase::PeerClosed;
-            }
-            Outcome::Reset(ResetCause::Peer) => {
-                connection.today.peer_end = Some(Manner::Abort);
-                connection.phase = Phase::Gone;
-            }
-            Outcome::Reset(cause) => {
-                connection.phase = Phase::Gone;
-                connection.refusal = Some(Refusal {
-                    time: self.time,
-                    text: cause.to_string(),
-                    credit: matches!(
-                        cause,
-                        ResetCause::Violation(
-                            SocketViolation::NoCredit | SocketViolation::CreditOverflow { .. }
-                        )
-                    ),
-                    agreed: false,
-                });
-            }
-            Outcome::Nothing if *said == Said::ClosedAck && phase == Phase::Gone => self.free(socket),
-            Outcome::Nothing if *said == Said::Close && role == Role::Server && phase == Phase::Open => {
-                connection.today.peer_end = Some(Manner::Clean);
-                connection.phase = Phase::PeerClosed;
-            }
-            Outcome::Nothing
-            | Outcome::Writable
-            | Outcome::Ended
-            | Outcome::Opened(_)
-            | Outcome::Added
-            | Outcome::Rejected
-            | Outcome::Removed(_)
-            | Outcome::Mapped(_)
-            | Outcome::Ready { .. }
-            | Outcome::Migrate
-            | Outcome::Disconnecting => {}
-        }
-        self.pump(socket);
-    }
-
     // ---- comparing ----
 
     /// Compares what became of a connection, whose captured life is over, or with the channel as `at_end` says; and
@@ -561,7 +293,12 @@ impl Driver {
         }
         let mut unknown = None;
         match (&connection.refusal, at_end) {
-            _ if connection.given_up || self.ended.is_some() => {}
+            _ if connection.given_up => {}
+            // The channel's own end may only follow from it.
+            (Some(refusal), _) if self.ended.is_some() && !refusal.agreed => {
+                found.push(refused(self.role, refusal, "took it"));
+            }
+            _ if self.ended.is_some() => {}
             // Both ended it.
             (Some(Refusal { agreed: true, .. }), _) | (Some(_), Some(End::Closed | End::Reset(_))) => {}
             (Some(refusal), Some(End::CaptureOver)) => {
@@ -731,15 +468,6 @@ impl Driver {
             self.different(Subject::Strict, None, captured, today);
         }
     }
-
-    /// An id that no socket of today's channel has.
-    fn unused_id(&self, wanted: SocketId) -> SocketId {
-        if self.role == Role::Client || !self.ids.contains_key(&wanted) {
-            return wanted;
-        }
-        let free = (0..u16::MAX).map(SocketId).find(|id| !self.ids.contains_key(id));
-        free.unwrap_or(SocketId(u16::MAX))
-    }
 }
 
 /// INIT, which is compared once both have said it.
@@ -747,77 +475,6 @@ impl Driver {
 struct Init {
     today: Option<(u16, u32)>,
     captured: Option<(u16, u32)>,
-}
-
-/// What `--strict` compares: every message that the played end says, one by one, with its serial.
-#[derive(Debug, Default)]
-struct Strict {
-    captured: std::collections::VecDeque<String>,
-    today: std::collections::VecDeque<String>,
-    over: bool,
-    count: u64,
-}
-
-/// Messages by which one side may be ahead of the other.
-const MAX_AHEAD: usize = 10_000;
-
-impl Strict {
-    fn captured(&mut self, head: &Head, word: Option<&Word<'_>>, name: Option<&'static str>) {
-        self.captured.push_back(strict_line(head.serial, head.kind, word, name));
-    }
-
-    fn today(&mut self, serial: Option<u64>, kind: u16, word: Option<&Word<'_>>, name: Option<&'static str>) {
-        self.today.push_back(strict_line(serial, kind, word, name));
-    }
-
-    /// The first message that is not the same. Behind it, nothing would be where it was.
-    fn compare(&mut self) -> Option<(String, String)> {
-        if self.over {
-            self.captured.clear();
-            self.today.clear();
-            return None;
-        }
-        while !self.captured.is_empty() && !self.today.is_empty() {
-            let (captured, today) = (self.captured.pop_front()?, self.today.pop_front()?);
-            self.count += 1;
-            if captured != today {
-                self.over = true;
-                return Some((format!("message {} is {captured}", self.count), today));
-            }
-        }
-        if self.captured.len().max(self.today.len()) > MAX_AHEAD {
-            self.over = true;
-            let (captured, today) = (self.captured.len(), self.today.len());
-            return Some((format!("{captured} messages more"), format!("{today} messages more")));
-        }
-        None
-    }
-}
-
-fn strict_line(
-    serial: Option<u64>,
-    kind: u16,
-    word: Option<&Word<'_>>,
-    name: Option<&'static str>,
-) -> String {
-    let serial = serial.map_or(String::new(), |serial| format!(" serial {serial}"));
-    let name = name.unwrap_or("unknown");
-    match word {
-        Some(Word::Socket(socket, said)) => {
-            let said = match said {
-                Said::Data(payload) => format!(" {} bytes", payload.len()),
-                Said::Token(tokens) | Said::Accept { tokens } => format!(" {tokens} tokens"),
-                Said::Open { service, tokens } => format!(" service {} {tokens} tokens", service.0),
-                Said::Refuse | Said::Fin | Said::Close | Said::Reset | Said::ClosedAck => String::new(),
-            };
-            format!("{name} socket {}{said}{serial}", socket.0)
-        }
-        Some(Word::Map { service, .. } | Word::Remove(service)) => {
-            format!("{name} service {}{serial}", service.0)
-        }
-        Some(Word::Add(add)) => format!("{name} service {}{serial}", add.service.0),
-        Some(Word::Init { .. }) | None => format!("{name} ({kind}){serial}"),
-    }
 }
 
 fn refused(role: Role, refusal: &Refusal, captured: &str) -> (Subject, String, String) {
@@ -843,15 +500,6 @@ fn name_of(said: &Said<'_>) -> &'static str {
 
 fn length(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
-}
-
-/// A body that begins with a socket id, with another one.
-fn with_id(body: &[u8], id: SocketId) -> Vec<u8> {
-    let mut body = body.to_vec();
-    if let Some(front) = body.first_chunk_mut::<2>() {
-        *front = id.0.to_le_bytes();
-    }
-    body
 }
 
 /// The body of a message that frees a socket which nobody wants any more.

@@ -85,6 +85,9 @@ pub(super) struct Told {
     pub(super) own: Half,
     /// The other.
     pub(super) peer: Half,
+    /// The end that is played said FIN while the peer had not ended: only from it the peer knows. Behind the peer's
+    /// end, a client's CLOSED says it as well.
+    pub(super) own_first: bool,
     /// Whether the end that is played ended the connection, before the peer did.
     pub(super) own_end: Option<Manner>,
     /// Whether the peer did, before the other.
@@ -99,6 +102,16 @@ pub(super) enum Answer {
     None,
     Accepted,
     Refused,
+}
+
+impl Answer {
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Answer::None => "not answered",
+            Answer::Accepted => "accepted",
+            Answer::Refused => "refused",
+        }
+    }
 }
 
 /// One direction.
@@ -169,7 +182,7 @@ pub(super) fn compare(
     let mut found = Vec::new();
     let mut differ = |subject, captured: String, today: String| found.push((subject, captured, today));
     if captured.answer != today.answer {
-        differ(Subject::Open, answer(captured.answer).to_owned(), answer(today.answer).to_owned());
+        differ(Subject::Open, captured.answer.words().to_owned(), today.answer.words().to_owned());
     }
     let (own, peer) = match role {
         Role::Server => ("from the guest", "to the guest"),
@@ -190,6 +203,12 @@ pub(super) fn compare(
         if captured.end != today.end {
             differ(Subject::HalfClose, format!("{name} {}", end(captured.end)), end(today.end));
         }
+    }
+    if captured.own_first != today.own_first && captured.own.end == today.own.end {
+        let words =
+            |first| if first { "before the other direction" } else { "with the end of the other direction" };
+        let captured = format!("{own} ended {}", words(captured.own_first));
+        differ(Subject::HalfClose, captured, words(today.own_first).to_owned());
     }
     let ends = [
         (own_name(role), captured.own_end, today.own_end),
@@ -227,14 +246,6 @@ pub(super) fn peer_name(role: Role) -> &'static str {
     }
 }
 
-fn answer(answer: Answer) -> &'static str {
-    match answer {
-        Answer::None => "not answered",
-        Answer::Accepted => "accepted",
-        Answer::Refused => "refused",
-    }
-}
-
 fn end(at: Option<u64>) -> String {
     at.map_or("not ended".to_owned(), |at| format!("ended behind byte {at}"))
 }
@@ -256,6 +267,7 @@ mod tests {
             answer: Answer::Accepted,
             own: Half { bytes: 10, end: Some(10) },
             peer: Half { bytes: 20, end: Some(20) },
+            own_first: true,
             own_end: None,
             peer_end: Some(Manner::Clean),
             acked: true,
@@ -271,6 +283,7 @@ mod tests {
             (Subject::Bytes, Told { peer: Half { bytes: 21, end: Some(20) }, ..whole() }),
             (Subject::HalfClose, Told { own: Half { bytes: 10, end: None }, ..whole() }),
             (Subject::HalfClose, Told { peer: Half { bytes: 20, end: Some(19) }, ..whole() }),
+            (Subject::HalfClose, Told { own_first: false, ..whole() }),
             (Subject::End, Told { own_end: Some(Manner::Abort), ..whole() }),
             (Subject::End, Told { peer_end: Some(Manner::Abort), ..whole() }),
             (Subject::End, Told { peer_end: None, ..whole() }),

@@ -225,24 +225,28 @@ impl Driver {
             }
             return;
         }
+        // A client's CLOSED behind the server's FIN is what would have come anyway, and no sign of anger.
+        let is_end = match said {
+            Said::Close => role == Role::Server || connection.captured.peer.end.is_none(),
+            Said::Reset => true,
+            Said::Open { .. }
+            | Said::Accept { .. }
+            | Said::Refuse
+            | Said::Data(_)
+            | Said::Token(_)
+            | Said::Fin
+            | Said::ClosedAck => false,
+        };
         if let Some(refusal) = &mut connection.refusal
             && !refusal.agreed
         {
-            match said {
-                Said::Close | Said::Reset => refusal.agreed = true,
-                Said::Open { .. }
-                | Said::Accept { .. }
-                | Said::Refuse
-                | Said::Data(_)
-                | Said::Token(_)
-                | Said::Fin
-                | Said::ClosedAck => {
-                    connection.given_up = true;
-                    let refusal = refusal.clone();
-                    let (subject, captured, today) =
-                        refused(role, &refusal, &format!("went on, with {}", name_of(said)));
-                    return self.different(subject, Some(socket), captured, today);
-                }
+            refusal.agreed = is_end;
+            if !is_end {
+                connection.given_up = true;
+                let refusal = refusal.clone();
+                let went_on = format!("went on, with {}", name_of(said));
+                let (subject, captured, today) = refused(role, &refusal, &went_on);
+                return self.different(subject, Some(socket), captured, today);
             }
         }
         let Some(connection) = self.live.get_mut(&socket) else { return };
@@ -266,6 +270,7 @@ impl Driver {
             Said::Fin => {
                 if counts && connection.captured.own.end.is_none() {
                     connection.captured.own.end = Some(connection.captured.own.bytes);
+                    connection.captured.own_first = connection.captured.peer.end.is_none();
                     connection.out.fin_wanted = true;
                     self.pump(socket);
                 }

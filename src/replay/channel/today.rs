@@ -259,7 +259,10 @@ impl Driver {
                     ));
                 }
             }
-            Said::Fin => connection.today.own.end = Some(connection.today.own.bytes),
+            Said::Fin => {
+                connection.today.own.end = Some(connection.today.own.bytes);
+                connection.today.own_first = connection.today.peer.end.is_none();
+            }
             Said::Close | Said::Reset => {
                 let server_finished = match role {
                     Role::Server => connection.today.own.end,
