@@ -76,7 +76,7 @@ impl Dissector {
         let Some(connection) = self.connections.get_mut(&stream) else { return };
         let before = connection.held();
         let room = self.options.memory.saturating_sub(self.held);
-        let out = &mut Out { time, stream, room, sink };
+        let out = &mut Out { time, stream, room, ports: &self.ports, sink };
         let mut fate = Fate::Keep;
         match piece {
             Piece::Opened { .. } | Piece::Answered => {}
@@ -105,7 +105,7 @@ impl Dissector {
     pub fn finish(&mut self, sink: &mut impl FnMut(Item<'_>)) {
         let time = self.now;
         for (stream, mut connection) in std::mem::take(&mut self.connections) {
-            connection.ended(false, &mut Out { time, stream, room: 0, sink });
+            connection.ended(false, &mut Out { time, stream, room: 0, ports: &self.ports, sink });
         }
         self.held = 0;
     }

@@ -3,14 +3,14 @@
 use std::net::SocketAddr;
 
 use spice_proto::frame::HeaderForm;
-use spice_proto::link::{HEADER_LEN, MAGIC, REPLY_LEN};
+use spice_proto::link::{ChannelType, HEADER_LEN, MAGIC, REPLY_LEN};
 use spice_proto::names::Sender;
-use spice_proto::tunnel::Layout;
+use spice_proto::tunnel::{ClientMessage, Layout};
 
 use super::data_stage::{Fed, Framer, Holed, incomplete};
 use super::link_stage::{LinkStage, Outcome};
 use super::out::Out;
-use super::resync::{Found, Search};
+use super::resync::{Clues, Enough, Found, Search, Types};
 use super::{Channel, End, Head, Hole, Terms, What};
 use crate::capture::reassembly::{HoleCause, Way};
 
@@ -32,13 +32,17 @@ pub(super) struct Connection {
 }
 
 /// What is known of a connection's messages.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Knowledge {
     pub(super) channel: Option<Channel>,
     /// Which direction is the client's.
     client: Option<Way>,
     form: Option<HeaderForm>,
     layout: Option<Layout>,
+    channel_caps: Vec<u32>,
+    /// What the channel can be, if [`Way::Forth`] is the client's, and if [`Way::Back`] is.
+    if_forth: Types,
+    if_back: Types,
 }
 
 /// One direction.
@@ -58,6 +62,10 @@ enum Half {
 #[derive(Debug)]
 struct Lost {
     search: Search,
+    /// Nothing was found in as much as was worth looking at.
+    given_up: bool,
+    /// Serial of the last message before.
+    serial: Option<u64>,
     /// Bytes that are missing; `None` if nobody knows.
     missing: Option<u64>,
     cause: Option<HoleCause>,
@@ -73,9 +81,25 @@ pub(super) enum Fate {
     Forget,
 }
 
+/// What came of a search for messages.
+enum Looked {
+    /// They start with these bytes.
+    Found(Vec<u8>),
+    NotYet,
+    NotSpice,
+}
+
 impl Connection {
     pub(super) fn new(from: SocketAddr, to: SocketAddr, from_start: bool) -> Self {
-        let know = Knowledge { client: from_start.then_some(Way::Forth), ..Knowledge::default() };
+        let know = Knowledge {
+            channel: None,
+            client: from_start.then_some(Way::Forth),
+            form: None,
+            layout: None,
+            channel_caps: Vec::new(),
+            if_forth: Types::ALL,
+            if_back: if from_start { Types::NONE } else { Types::ALL },
+        };
         Self {
             ends: (from, to),
             from_start,
@@ -110,8 +134,7 @@ impl Connection {
         match self.half(way) {
             Half::Start(first) => {
                 // Until it is known what this is, the first bytes are enough.
-                let room = STARTS.saturating_sub(first.len());
-                if from_start && room == 0 {
+                if from_start && first.len() >= STARTS {
                     return Fate::Keep;
                 }
                 first.extend_from_slice(bytes);
@@ -124,17 +147,59 @@ impl Connection {
                 self.link_outcome(outcome, out);
                 Fate::Keep
             }
-            Half::Data(_) => {
-                self.data(way, bytes, out);
-                Fate::Keep
-            }
-            Half::Lost(lost) => {
-                if let Some(found) = lost.search.feed(bytes) {
-                    self.found(way, found, out);
-                }
-                Fate::Keep
-            }
+            Half::Data(_) | Half::Lost(_) => self.messages(way, bytes, out),
             Half::Over => Fate::Keep,
+        }
+    }
+
+    /// Gives bytes to a direction of the data stage, which may fall out of step and into step again any number of times.
+    fn messages(&mut self, way: Way, bytes: &[u8], out: &mut Out<'_>) -> Fate {
+        let mut rest = bytes;
+        // What has to be read before `rest`.
+        let mut carried = Vec::new();
+        loop {
+            let (half, know) = self.half_and_knowledge(way);
+            match half {
+                Half::Data(framer) => {
+                    let input = std::mem::take(&mut carried);
+                    match framer.feed(&input, know, out) {
+                        Fed::Lost { mut behind, rest } => {
+                            behind.extend_from_slice(rest);
+                            carried = behind;
+                        }
+                        Fed::Ok => match framer.feed(std::mem::take(&mut rest), know, out) {
+                            Fed::Lost { behind, rest: behind_it } => {
+                                carried = behind;
+                                rest = behind_it;
+                            }
+                            Fed::Ok => return Fate::Keep,
+                        },
+                    }
+                    self.lose(way, Some(0), None, None);
+                }
+                Half::Lost(_) => {
+                    if carried.is_empty() {
+                        if rest.is_empty() {
+                            return Fate::Keep;
+                        }
+                        // In small portions, because what is behind the messages' start is copied.
+                        let (now, later) = rest.split_at_checked(PORTION).unwrap_or((rest, &[]));
+                        let starts = rest.len() == bytes.len() && bytes.len() >= HeaderForm::Mini.len();
+                        let ends = later.is_empty() && bytes.len() >= HeaderForm::Mini.len();
+                        rest = later;
+                        match self.look(way, now, (starts, ends), out) {
+                            Looked::Found(found) => carried = found,
+                            Looked::NotYet => {}
+                            Looked::NotSpice => return Fate::Forget,
+                        }
+                    } else if let Looked::Found(found) =
+                        self.look(way, &std::mem::take(&mut carried), (false, rest.is_empty()), out)
+                    {
+                        carried = found;
+                    }
+                }
+                Half::Start(_) | Half::Link | Half::Over => return Fate::Keep,
+            }
         }
     }
 
@@ -157,16 +222,10 @@ impl Connection {
                 lost.cause = lost.cause.or(Some(cause));
                 lost.search.hole();
             }
-            Half::Start(_) => {
-                self.from_start = false;
+            Half::Start(_) | Half::Link => {
+                self.from_start &= self.began;
                 self.lose(way, Some(missing), Some(cause), None);
-            }
-            Half::Link => {
-                self.lose(way, Some(missing), Some(cause), None);
-                if let Some(link) = &mut self.link {
-                    let outcome = link.lose(from, &mut self.know, out);
-                    self.link_outcome(outcome, out);
-                }
+                self.leave_link(way, out);
             }
             Half::Over => {}
         }
@@ -195,7 +254,12 @@ impl Connection {
 
     pub(super) fn ended(&mut self, seen: bool, out: &mut Out<'_>) {
         if !self.began {
-            return;
+            // Where Spice is expected, it is said that there was something that could not be read.
+            let unread = |half: &Half| matches!(half, Half::Lost(lost) if lost.search.seen() > 0);
+            if self.from_start || !self.is_familiar(out) || !(unread(&self.forth) || unread(&self.back)) {
+                return;
+            }
+            self.begin(false, out);
         }
         if let Some(link) = &mut self.link {
             let outcome = link.ended();
@@ -203,10 +267,7 @@ impl Connection {
         }
         for way in [Way::Forth, Way::Back] {
             let from = self.sender(way);
-            if let Half::Lost(lost) = std::mem::replace(self.half(way), Half::Over) {
-                let skipped = lost.search.seen();
-                self.say_hole(from, &lost, skipped, false, out);
-            }
+            self.abandon(way, from, out);
         }
         let how = match (self.reset, seen) {
             (Some(way), _) => End::Reset(self.sender(way)),
@@ -219,22 +280,28 @@ impl Connection {
     /// Looks whether the first bytes of a direction are those of a link stage.
     fn recognise(&mut self, way: Way, out: &mut Out<'_>) -> Fate {
         let (from_start, from) = (self.from_start, self.sender(way));
-        let other_way = other(way);
+        let (began, in_link, other_way) = (self.began, self.link.is_some(), other(way));
         let Half::Start(first) = self.half(way) else { return Fate::Keep };
         let compared = first.len().min(MAGIC.len());
         let is_link = first.get(..compared) == MAGIC.get(..compared);
         if is_link && compared < MAGIC.len() {
             return Fate::Keep;
         }
+        if in_link && (is_link || from_start) {
+            self.join_link(way, out);
+            return Fate::Keep;
+        }
+        if began || !(is_link || from_start) {
+            let first = std::mem::take(first);
+            self.lose(way, if from_start { Some(0) } else { None }, None, None);
+            self.leave_link(way, out);
+            return self.bytes(way, &first, out);
+        }
         if !is_link {
-            if !from_start {
-                let first = std::mem::take(first);
-                self.lose(way, None, None, None);
-                return self.bytes(way, &first, out);
-            }
             first.truncate(STARTS);
-            let other_is_not = matches!(self.half(other_way), Half::Start(other) if !MAGIC.starts_with(other.get(..MAGIC.len()).unwrap_or(other)));
-            return if other_is_not && !self.began { Fate::Forget } else { Fate::Keep };
+            let is_not = |first: &[u8]| !MAGIC.starts_with(first.get(..MAGIC.len()).unwrap_or(first));
+            let strange = matches!(self.half(other_way), Half::Start(other) if is_not(other));
+            return if strange { Fate::Forget } else { Fate::Keep };
         }
         let from = if from_start {
             from
@@ -248,24 +315,37 @@ impl Connection {
                 Sender::Server
             }
         };
-        self.know.client = Some(match from {
+        self.know.set_client(match from {
             Sender::Client => way,
             Sender::Server => other_way,
         });
         self.begin(from_start || from == Sender::Client, out);
         self.link = Some(Box::default());
-        for way in [way, other_way] {
-            let from = self.sender(way);
-            if let Half::Start(first) = std::mem::replace(self.half(way), Half::Link) {
-                self.bytes(way, &first, out);
-            } else if let Some(link) = &mut self.link {
-                // It was being searched already; it began before the capture.
-                let outcome = link.lose(from, &mut self.know, out);
-                self.lose(way, None, None, None);
-                self.link_outcome(outcome, out);
+        self.join_link(way, out);
+        match self.half(other_way) {
+            Half::Start(first) if !first.is_empty() => self.recognise(other_way, out),
+            Half::Lost(_) => {
+                self.leave_link(other_way, out);
+                Fate::Keep
             }
+            Half::Start(_) | Half::Link | Half::Data(_) | Half::Over => Fate::Keep,
         }
-        Fate::Keep
+    }
+
+    /// Gives a direction's first bytes to the link stage.
+    fn join_link(&mut self, way: Way, out: &mut Out<'_>) {
+        if let Half::Start(first) = std::mem::replace(self.half(way), Half::Link) {
+            self.bytes(way, &first, out);
+        }
+    }
+
+    /// Tells the link stage that it misses what this direction has to say.
+    fn leave_link(&mut self, way: Way, out: &mut Out<'_>) {
+        let from = self.sender(way);
+        if let Some(link) = &mut self.link {
+            let outcome = link.lose(from, &mut self.know, out);
+            self.link_outcome(outcome, out);
+        }
     }
 
     fn begin(&mut self, from_start: bool, out: &mut Out<'_>) {
@@ -282,8 +362,10 @@ impl Connection {
             Outcome::Going => {}
             Outcome::Over => {
                 self.link = None;
-                self.forth = Half::Over;
-                self.back = Half::Over;
+                for way in [Way::Forth, Way::Back] {
+                    let from = self.sender(way);
+                    self.abandon(way, from, out);
+                }
             }
             Outcome::Linked(terms) => {
                 let Some(mut link) = self.link.take() else { return };
@@ -293,7 +375,7 @@ impl Connection {
                 for (way, from) in [(other(client), Sender::Server), (client, Sender::Client)] {
                     if matches!(self.half(way), Half::Link) {
                         *self.half(way) = Half::Data(Framer::new(from, form, None));
-                        self.data(way, &link.take(from), out);
+                        self.bytes(way, &link.take(from), out);
                     }
                 }
             }
@@ -301,6 +383,7 @@ impl Connection {
                 let Some(mut link) = self.link.take() else { return };
                 self.know.layout = link.layout();
                 self.know.form = link.form();
+                self.know.channel_caps = link.channel_caps();
                 for (way, from) in [(other(client), Sender::Server), (client, Sender::Client)] {
                     if matches!(self.half(way), Half::Link) {
                         self.lose(way, Some(0), None, None);
@@ -319,26 +402,104 @@ impl Connection {
         }
     }
 
-    /// Gives bytes to a direction that is in step.
-    fn data(&mut self, way: Way, bytes: &[u8], out: &mut Out<'_>) {
+    /// Looks for messages in a direction that is not in step.
+    fn look(&mut self, way: Way, bytes: &[u8], (starts, ends): (bool, bool), out: &mut Out<'_>) -> Looked {
+        let familiar = self.is_familiar(out);
+        self.guess_roles_by_port(out);
+        let began = self.began;
+        let enough = match (&self.know.channel, self.know.form) {
+            (Some(_), Some(_)) => IN_STEP_BEFORE,
+            _ if began || familiar => EXPECTED,
+            _ => STRANGE,
+        };
+        let (if_client, if_server) = match way {
+            Way::Forth => (self.know.if_forth, self.know.if_back),
+            Way::Back => (self.know.if_back, self.know.if_forth),
+        };
         let (half, know) = self.half_and_knowledge(way);
-        let Half::Data(framer) = half else { return };
-        if let Fed::Lost { behind, rest } = framer.feed(bytes, know, out) {
-            self.lose(way, Some(0), None, None);
-            self.bytes(way, &behind, out);
-            self.bytes(way, rest, out);
+        let Half::Lost(lost) = half else { return Looked::NotYet };
+        let clues = Clues {
+            form: know.form,
+            layout: know.layout,
+            client: if_client,
+            server: if_server,
+            serial: lost.serial,
+            enough,
+            window: if out.room > 4 * WINDOW { WINDOW } else { WINDOW / 16 },
+        };
+        if lost.given_up {
+            lost.search.pass(bytes.len());
+            return Looked::NotYet;
         }
+        if let Some(mut found) = lost.search.feed(bytes, starts, ends, &clues) {
+            let bytes = std::mem::take(&mut found.bytes);
+            self.found(way, found, out);
+            return Looked::Found(bytes);
+        }
+        let patience = if familiar { PATIENCE } else { PATIENCE_WITH_STRANGERS };
+        if began || lost.search.seen() < patience {
+            return Looked::NotYet;
+        }
+        lost.given_up = true;
+        lost.search.hole();
+        let hopeless = |half: &Half| match half {
+            Half::Lost(lost) => lost.given_up,
+            Half::Start(first) => first.is_empty(),
+            Half::Link | Half::Data(_) | Half::Over => false,
+        };
+        if hopeless(&self.forth) && hopeless(&self.back) && !familiar { Looked::NotSpice } else { Looked::NotYet }
     }
 
     fn found(&mut self, way: Way, found: Found, out: &mut Out<'_>) {
+        let (if_way, if_other) = (found.client, found.server);
+        let (if_forth, if_back) = match way {
+            Way::Forth => (if_way, if_other),
+            Way::Back => (if_other, if_way),
+        };
+        self.know.if_forth = self.know.if_forth & if_forth;
+        self.know.if_back = self.know.if_back & if_back;
+        if self.know.client.is_none() {
+            let forth = match (self.know.if_forth.is_empty(), self.know.if_back.is_empty()) {
+                (false, true) => true,
+                (true, false) => false,
+                // Clients get their ports from the upper end.
+                _ => self.ends.0.port() >= self.ends.1.port(),
+            };
+            self.know.set_client(if forth { Way::Forth } else { Way::Back });
+        }
+        self.know.infer_channel();
         let from = self.sender(way);
         let Half::Lost(lost) = std::mem::replace(self.half(way), Half::Over) else { return };
-        let terms = Terms { header: found.form, layout: self.know.layout(), channel_caps: Vec::new() };
+        let channel_caps = self.know.channel_caps.clone();
+        let terms = Terms { header: found.form, layout: self.know.layout(), channel_caps };
         self.begin(false, out);
         self.say_linked(terms, out);
         self.say_hole(from, &lost, found.skipped, true, out);
-        *self.half(way) = Half::Data(Framer::new(from, found.form, found.serial));
-        self.data(way, &found.bytes, out);
+        *self.half(way) = Half::Data(Framer::new(from, found.form, lost.serial));
+    }
+
+    /// Whether Spice is expected at one of the ends' ports.
+    fn is_familiar(&self, out: &Out<'_>) -> bool {
+        out.ports.contains(&self.ends.0.port()) || out.ports.contains(&self.ends.1.port())
+    }
+
+    /// The end whose port Spice servers have is the server.
+    fn guess_roles_by_port(&mut self, out: &Out<'_>) {
+        if self.know.client.is_none() {
+            match (out.ports.contains(&self.ends.0.port()), out.ports.contains(&self.ends.1.port())) {
+                (false, true) => self.know.set_client(Way::Forth),
+                (true, false) => self.know.set_client(Way::Back),
+                (true, true) | (false, false) => {}
+            }
+        }
+    }
+
+    /// Gives a direction up.
+    fn abandon(&mut self, way: Way, from: Sender, out: &mut Out<'_>) {
+        if let Half::Lost(lost) = std::mem::replace(self.half(way), Half::Over) {
+            let skipped = lost.search.seen();
+            self.say_hole(from, &lost, skipped, false, out);
+        }
     }
 
     /// Says what is missing, and what it took along.
@@ -353,7 +514,12 @@ impl Connection {
     }
 
     fn lose(&mut self, way: Way, missing: Option<u64>, cause: Option<HoleCause>, message: Option<Head>) {
-        let lost = Lost { search: Search::default(), missing, cause, message };
+        let serial = match self.half(way) {
+            Half::Data(framer) => framer.serial(),
+            Half::Lost(lost) => lost.serial,
+            Half::Start(_) | Half::Link | Half::Over => None,
+        };
+        let lost = Lost { search: Search::default(), given_up: false, serial, missing, cause, message };
         *self.half(way) = Half::Lost(Box::new(lost));
     }
 
@@ -391,15 +557,65 @@ impl Knowledge {
 
     pub(super) fn set_channel(&mut self, channel: Channel) {
         self.channel = Some(channel);
+        let only = Types::only(channel.channel_type);
+        for types in [&mut self.if_forth, &mut self.if_back] {
+            if !types.is_empty() {
+                *types = only;
+            }
+        }
     }
 
     pub(super) fn layout(&self) -> Layout {
         self.layout.unwrap_or(Layout::B)
     }
 
-    /// Narrows down what the channel can be, if that is not known.
+    /// Narrows down what the channel can be, and the layout, if they are not known.
     pub(super) fn learn(&mut self, from: Sender, head: &Head, body: Option<&[u8]>) {
-        let _ = (from, head, body, self.form);
+        if self.channel.is_none() {
+            let types = self.types();
+            let (fitting, _) = types.that_fit(from, head, body, self.layout);
+            if !fitting.is_empty() {
+                *types_of(self) = fitting;
+                self.infer_channel();
+            }
+        }
+        if let (None, Some(body)) = (self.layout, body) {
+            let tunnel = self.channel_type() == Some(ChannelType::TUNNEL.0);
+            if tunnel && from == Sender::Client && head.kind == SERVICE_ADD {
+                let reads = |layout| ClientMessage::parse(layout, SERVICE_ADD, body).is_ok();
+                self.layout = [Layout::B, Layout::A].into_iter().find(|layout| reads(*layout));
+            }
+        }
+    }
+
+    fn set_client(&mut self, client: Way) {
+        self.client = Some(client);
+        match client {
+            Way::Forth => self.if_back = Types::NONE,
+            Way::Back => self.if_forth = Types::NONE,
+        }
+        if self.types().is_empty() {
+            *types_of(self) = self.channel.map_or(Types::ALL, |channel| Types::only(channel.channel_type));
+        }
+    }
+
+    /// The channel is known once only one is possible.
+    fn infer_channel(&mut self) {
+        if let (None, Some(channel_type)) = (self.channel, self.types().single()) {
+            self.channel = Some(Channel { channel_type, id: None });
+        }
+    }
+
+    fn types(&mut self) -> Types {
+        *types_of(self)
+    }
+}
+
+/// What the channel can be, given who the client is.
+fn types_of(know: &mut Knowledge) -> &mut Types {
+    match know.client {
+        Some(Way::Back) => &mut know.if_back,
+        Some(Way::Forth) | None => &mut know.if_forth,
     }
 }
 
@@ -412,3 +628,27 @@ fn other(way: Way) -> Way {
 
 /// Bytes kept of a direction until it is known what it is.
 const STARTS: usize = 64;
+
+/// Number of the message that the two layouts differ in.
+const SERVICE_ADD: u16 = 101;
+
+/// Bytes that a search is given at a time.
+const PORTION: usize = 4096;
+
+/// Bytes that a search keeps of a direction, at least half of it and at most twice as much.
+const WINDOW: usize = 64 << 10;
+
+/// Bytes of a direction that are searched where Spice is expected, until that expectation is given up.
+const PATIENCE: u64 = 4 << 20;
+
+/// And where nothing speaks for it.
+const PATIENCE_WITH_STRANGERS: u64 = 64 << 10;
+
+/// What has to be found there.
+const STRANGE: Enough = Enough { points: 12, messages: 4, kinds: 2 };
+
+/// What has to be found where Spice is expected, but neither its channel nor its headers are known.
+const EXPECTED: Enough = Enough { points: 5, messages: 1, kinds: 1 };
+
+/// And where both are.
+const IN_STEP_BEFORE: Enough = Enough { points: 3, messages: 1, kinds: 1 };

@@ -68,6 +68,11 @@ impl Framer {
         self.kept.capacity()
     }
 
+    /// Serial of the last message.
+    pub(super) fn serial(&self) -> Option<u64> {
+        self.serial
+    }
+
     /// Takes the next bytes.
     pub(super) fn feed<'b>(
         &mut self,

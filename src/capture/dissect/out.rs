@@ -1,5 +1,6 @@
 //! Where items go, and how much may be held back meanwhile.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use spice_proto::names::Sender;
@@ -14,6 +15,8 @@ pub(super) struct Out<'s> {
     pub(super) stream: StreamId,
     /// Bytes that all connections together may hold in addition.
     pub(super) room: usize,
+    /// Server ports that Spice is expected at.
+    pub(super) ports: &'s BTreeSet<u16>,
     pub(super) sink: &'s mut dyn FnMut(Item<'_>),
 }
 

@@ -1,38 +1,415 @@
 //! Finding messages again where nobody said that one starts.
+//!
+//! Every byte may be the first of a header. What looks like one, having a known number and a size that goes with it, begins
+//! a chain: behind its body there has to be another one, and so on. Each message of a chain is evidence, more if its body
+//! parses or its serial follows the one before, and so is a chain that begins or ends where a segment does, because senders
+//! write whole messages. The first chain with enough evidence wins. How much is enough depends on what was known before.
+//!
+//! Work is linear: most bytes are dismissed by two comparisons, a chain is followed no further than it needs to win, and only
+//! [`CHAINS`] of them are kept waiting for more bytes. Of those, no more than twice the window is kept: a chain whose
+//! first messages had to go goes on, and reading begins at a later one.
 
+use std::ops::BitAnd;
+
+use spice_proto::base::FIRST_OF_CHANNEL;
 use spice_proto::frame::HeaderForm;
+use spice_proto::names::Sender;
+use spice_proto::tunnel::Layout;
+
+use super::{Body, Head, bodies, sizes};
 
 /// A search in one direction.
 #[derive(Debug, Default)]
 pub(super) struct Search {
-    seen: u64,
+    buffer: Vec<u8>,
+    /// Where the buffer starts, counted as all positions here from the first byte of the search.
+    base: u64,
+    /// How far headers of either form were looked for.
+    full_tested: u64,
+    mini_tested: u64,
+    chains: Vec<Chain>,
+    /// Where pieces start that are not yet tested.
+    starts: Vec<u64>,
 }
 
+/// What is known before.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Clues {
+    pub(super) form: Option<HeaderForm>,
+    pub(super) layout: Option<Layout>,
+    /// What the channel can be, if the client sends in this direction.
+    pub(super) client: Types,
+    /// What it can be if the server does.
+    pub(super) server: Types,
+    /// The last serial before.
+    pub(super) serial: Option<u64>,
+    pub(super) enough: Enough,
+    /// Bytes that the search may keep.
+    pub(super) window: usize,
+}
+
+/// How much evidence is enough.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Enough {
+    pub(super) points: u32,
+    pub(super) messages: u32,
+    /// Different sorts of messages, as long as there are not twice as many points as are needed.
+    pub(super) kinds: u32,
+}
+
+/// A set of channel types.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Types(u16);
+
 /// Where messages start.
+#[derive(Debug)]
 pub(super) struct Found {
     /// Bytes before it.
     pub(super) skipped: u64,
     pub(super) form: HeaderForm,
     /// The messages' first bytes.
     pub(super) bytes: Vec<u8>,
-    /// Serial of the message before.
-    pub(super) serial: Option<u64>,
+    /// What the channel can be, as in [`Clues`].
+    pub(super) client: Types,
+    pub(super) server: Types,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Chain {
+    form: HeaderForm,
+    /// Where reading would begin.
+    resume: u64,
+    /// Where the next header has to be.
+    next: u64,
+    serial: Option<u64>,
+    client: Types,
+    server: Types,
+    points: u32,
+    messages: u32,
+    kinds: u32,
+    last: Option<(u16, u32)>,
+    /// The end of a piece that it was rewarded for.
+    landed: u64,
 }
 
 impl Search {
+    /// Bytes that it holds on to.
     pub(super) fn held(&self) -> usize {
-        0
+        self.buffer.capacity()
     }
 
+    /// Bytes that it was given.
     pub(super) fn seen(&self) -> u64 {
-        self.seen
+        self.base.saturating_add(count(self.buffer.len()))
     }
 
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> Option<Found> {
-        self.seen = self.seen.saturating_add(u64::try_from(bytes.len()).unwrap_or(0));
-        None
+    /// Takes the next bytes, and whether they are the beginning and the end of a piece of the stream. Once it was found where
+    /// messages start, the search is over.
+    pub(super) fn feed(&mut self, bytes: &[u8], starts: bool, ends: bool, clues: &Clues) -> Option<Found> {
+        if starts {
+            self.starts.push(self.seen());
+        }
+        self.buffer.extend_from_slice(bytes);
+        let found = self.advance(ends, clues);
+        self.trim(clues.window);
+        found
+    }
+
+    /// Bytes came that are not looked at.
+    pub(super) fn pass(&mut self, bytes: usize) {
+        self.base = self.base.saturating_add(count(bytes));
     }
 
     /// Bytes are missing behind those that were fed.
-    pub(super) fn hole(&mut self) {}
+    pub(super) fn hole(&mut self) {
+        *self = Search { base: self.seen(), full_tested: self.seen(), mini_tested: self.seen(), ..Search::default() };
+    }
+
+    fn advance(&mut self, piece_ends: bool, clues: &Clues) -> Option<Found> {
+        let mut chains = std::mem::take(&mut self.chains);
+        chains.retain_mut(|chain| self.follow(chain, clues));
+        for form in [HeaderForm::Full, HeaderForm::Mini] {
+            if clues.form.is_none_or(|known| known == form) {
+                self.test(form, &mut chains, clues);
+            }
+        }
+        let tested = self.full_tested.min(self.mini_tested);
+        self.starts.retain(|start| *start >= tested || clues.form.is_some());
+        if self.starts.len() > STARTS {
+            self.starts.drain(..STARTS / 2);
+        }
+        let end = self.seen();
+        for chain in chains.iter_mut().filter(|chain| piece_ends && chain.next == end && chain.landed != end) {
+            chain.landed = end;
+            chain.points += if chain.last.is_some_and(|(_, size)| size > 0) { 2 } else { 1 };
+        }
+        self.chains = chains;
+        let won = self.chains.iter().filter(|chain| chain.is_enough(&clues.enough)).min_by_key(|chain| chain.resume)?;
+        let bytes = self.at(won.resume)?.to_vec();
+        Some(Found { skipped: won.resume, form: won.form, bytes, client: won.client, server: won.server })
+    }
+
+    /// Looks for headers in what was not looked at before.
+    fn test(&mut self, form: HeaderForm, chains: &mut Vec<Chain>, clues: &Clues) {
+        let from = match form {
+            HeaderForm::Full => self.full_tested,
+            HeaderForm::Mini => self.mini_tested,
+        };
+        let Some(bytes) = self.at(from) else { return };
+        let mut tested = from;
+        let mut begun: Vec<Chain> = Vec::new();
+        for (at, window) in (from..).zip(bytes.windows(form.len())) {
+            tested = at + 1;
+            if !may_be_header(form, window) {
+                continue;
+            }
+            let points = u32::from(self.starts.contains(&at));
+            let mut chain = Chain::new(form, at, points, clues);
+            if self.follow(&mut chain, clues) {
+                begun.push(chain);
+            }
+            if begun.len() >= CHAINS {
+                chains.append(&mut begun);
+                thin_out(chains);
+            }
+        }
+        chains.append(&mut begun);
+        thin_out(chains);
+        match form {
+            HeaderForm::Full => self.full_tested = tested,
+            HeaderForm::Mini => self.mini_tested = tested,
+        }
+    }
+
+    /// Goes along a chain as far as there are bytes. `false`: it breaks.
+    fn follow(&self, chain: &mut Chain, clues: &Clues) -> bool {
+        while !chain.is_enough(&clues.enough) {
+            let Some(bytes) = self.at(chain.next) else { return true };
+            let Some(head) = Head::read(chain.form, bytes) else { return true };
+            let size = usize::try_from(head.size).unwrap_or(usize::MAX);
+            let body = bytes.get(chain.form.len()..).and_then(|rest| rest.get(..size));
+            if body.is_none() && size <= SMALL {
+                return chain.fits(&head, None, clues).is_some();
+            }
+            let Some((client, server, points)) = chain.fits(&head, body, clues) else { return false };
+            chain.client = client;
+            chain.server = server;
+            chain.points += points;
+            chain.messages += 1;
+            chain.kinds += u32::from(chain.last.is_none_or(|(kind, _)| kind != head.kind));
+            chain.last = Some((head.kind, head.size));
+            chain.serial = head.serial;
+            chain.next = chain.next.saturating_add(count(chain.form.len())).saturating_add(u64::from(head.size));
+        }
+        true
+    }
+
+    /// What there is from a position on; `None` if that was let go, or is not there yet.
+    fn at(&self, position: u64) -> Option<&[u8]> {
+        self.buffer.get(usize::try_from(position.checked_sub(self.base)?).ok()?..)
+    }
+
+    /// Lets go of the older part of the buffer when it is full.
+    fn trim(&mut self, window: usize) {
+        let Some(excess) = self.buffer.len().checked_sub(window) else { return };
+        if excess == 0 {
+            return;
+        }
+        // Half of the window stays, so that the work of moving it is shared by many bytes.
+        let drop = self.buffer.len() - window / 2;
+        self.buffer.drain(..drop);
+        self.base = self.base.saturating_add(count(drop));
+        let base = self.base;
+        self.chains.retain_mut(|chain| {
+            if chain.resume < base {
+                chain.resume = chain.next;
+            }
+            chain.resume >= base
+        });
+        self.full_tested = self.full_tested.max(base);
+        self.mini_tested = self.mini_tested.max(base);
+        self.starts.retain(|start| *start >= base);
+    }
 }
+
+impl Chain {
+    fn new(form: HeaderForm, at: u64, points: u32, clues: &Clues) -> Self {
+        Self {
+            form,
+            resume: at,
+            next: at,
+            serial: None,
+            client: clues.client,
+            server: clues.server,
+            points,
+            messages: 0,
+            kinds: 0,
+            last: None,
+            landed: at,
+        }
+    }
+
+    fn is_enough(&self, enough: &Enough) -> bool {
+        let varied = self.kinds >= enough.kinds || self.points >= 2 * enough.points;
+        self.points >= enough.points && self.messages >= enough.messages && varied
+    }
+
+    /// What the channel can be if this is the chain's next message, and how much of an evidence it is. `None`: it cannot be.
+    fn fits(&self, head: &Head, body: Option<&[u8]>, clues: &Clues) -> Option<(Types, Types, u32)> {
+        let follows = match (head.serial, self.serial, clues.serial) {
+            (None, ..) => 0,
+            (Some(serial), Some(before), _) => match serial.checked_sub(before) {
+                Some(1) => 2,
+                Some(2..=SKIPPED) => 0,
+                _ => return None,
+            },
+            (Some(serial), None, Some(last)) => match serial.checked_sub(last) {
+                Some(1..=LOST) => 3,
+                _ => return None,
+            },
+            (Some(serial), None, None) => {
+                if serial == 0 || serial > LARGEST {
+                    return None;
+                }
+                0
+            }
+        };
+        let client = self.client.that_fit(Sender::Client, head, body, clues.layout);
+        let server = self.server.that_fit(Sender::Server, head, body, clues.layout);
+        let points = client.1.max(server.1);
+        (points > 0).then_some((client.0, server.0, points + follows))
+    }
+}
+
+impl Types {
+    /// All that have a name.
+    pub(super) const ALL: Types = Types(0b1111_1111_1110);
+    /// None.
+    pub(super) const NONE: Types = Types(0);
+
+    /// This one only. Those without a name are all the same.
+    pub(super) fn only(channel_type: u8) -> Self {
+        Self(1 << if channel_type < 12 { channel_type } else { 0 })
+    }
+
+    /// The type, if there is but one and it has a name.
+    pub(super) fn single(self) -> Option<u8> {
+        (self.0.count_ones() == 1).then(|| u8::try_from(self.0.trailing_zeros()).unwrap_or(0)).filter(|kind| *kind != 0)
+    }
+
+    pub(super) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    fn iter(self) -> impl Iterator<Item = u8> {
+        (0..12).filter(move |kind| self.0 & (1 << kind) != 0)
+    }
+
+    /// Those that have such a message, and how much of an evidence it is: 0 if none has it.
+    pub(super) fn that_fit(
+        self,
+        from: Sender,
+        head: &Head,
+        body: Option<&[u8]>,
+        layout: Option<Layout>,
+    ) -> (Types, u32) {
+        if from == Sender::Server && head.sub_list > head.size {
+            return (Self::NONE, 0);
+        }
+        let mut fitting = Self::NONE;
+        let mut points = 0;
+        for channel_type in self.iter() {
+            let Some(sizes) = sizes::of(channel_type, from, head.kind).filter(|sizes| sizes.contains(&head.size))
+            else {
+                continue;
+            };
+            let parsed = match body {
+                None => false,
+                Some(body) => match parses(channel_type, from, head.kind, body, layout) {
+                    Some(parsed) => parsed,
+                    None => continue,
+                },
+            };
+            let exact = sizes.start() == sizes.end();
+            let telling = head.size > 0 && (exact || (parsed && *sizes.end() <= STRUCTURED));
+            points = points.max(if telling { 2 } else { 1 });
+            fitting.0 |= 1 << channel_type;
+            // Every channel has those, with the same sizes.
+            if head.kind < FIRST_OF_CHANNEL {
+                return (self, points);
+            }
+        }
+        (fitting, points)
+    }
+}
+
+impl BitAnd for Types {
+    type Output = Types;
+
+    fn bitand(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+}
+
+/// Whether the parser looked into a body. `None`: it refuses it.
+fn parses(channel_type: u8, from: Sender, kind: u16, body: &[u8], layout: Option<Layout>) -> Option<bool> {
+    let layouts = layout.map_or([Layout::B, Layout::A], |layout| [layout; 2]);
+    let parse = |layout| bodies::parse_strictly(Some(channel_type), layout, from, kind, body);
+    let parsed = layouts.into_iter().find_map(|layout| parse(layout).ok())?;
+    Some(!matches!(parsed, Body::Opaque))
+}
+
+/// A first look, at what no header of any channel can be.
+fn may_be_header(form: HeaderForm, bytes: &[u8]) -> bool {
+    let kind_and_size = match (form, bytes) {
+        (HeaderForm::Full, [_, _, _, _, _, 0, 0, 0, rest @ ..]) => rest,
+        (HeaderForm::Full, _) => return false,
+        (HeaderForm::Mini, bytes) => bytes,
+    };
+    match kind_and_size {
+        // No number is above 322, and no body of 512 MiB or more is believed.
+        [low, high, _, _, _, size_high, ..] => {
+            *size_high < 0x20 && ((*high == 0 && (1..=8).contains(low)) || (*high == 0 && *low >= 101) || *high == 1)
+        }
+        _ => false,
+    }
+}
+
+/// Keeps the best chains. Of several that have come to the same place, that is one.
+fn thin_out(chains: &mut Vec<Chain>) {
+    if chains.len() < 2 {
+        return;
+    }
+    let worth = |chain: &Chain| (std::cmp::Reverse(chain.points), chain.resume);
+    chains.sort_by_key(|chain| (chain.form == HeaderForm::Mini, chain.next, worth(chain)));
+    chains.dedup_by_key(|chain| (chain.form, chain.next));
+    if chains.len() > CHAINS {
+        chains.sort_by_key(worth);
+        chains.truncate(CHAINS);
+    }
+}
+
+fn count(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
+
+/// Most chains that are followed at the same time.
+const CHAINS: usize = 64;
+
+/// A body up to this length is waited for, to look into it.
+const SMALL: usize = 4096;
+
+/// A body that cannot be longer than this and that parses has a structure which chance does not produce.
+const STRUCTURED: u32 = 132 << 10;
+
+/// Starts of pieces that are remembered.
+const STARTS: usize = 64;
+
+/// Serials that a sender may leave out.
+const SKIPPED: u64 = 1000;
+
+/// Messages that a hole may take.
+const LOST: u64 = 1 << 24;
+
+/// Largest serial that is believed if none was seen before.
+const LARGEST: u64 = 1 << 40;

@@ -61,7 +61,7 @@ fn base(from: Sender, kind: u16) -> Option<RangeInclusive<u32>> {
         (Sender::Server, 4) => 12..=2 * MIB,
         (Sender::Server, 5) => 1..=1 + 255 * 10,
         (Sender::Server, 6) => 12..=12,
-        (Sender::Server, 7) => 24..=MIB,
+        (Sender::Server, 7) => 24..=64 * KIB,
         (Sender::Server, 8) => 2..=64 * MIB,
         (Sender::Client, 1) => 4..=4,
         (Sender::Client, 2 | 4) => 0..=0,

@@ -1,0 +1,1 @@
+//! Link stages that no capture shows.
