@@ -1,4 +1,32 @@
 //! From a connection's bytes to Spice: the link stage, then messages.
+//!
+//! # Theory of operation
+//!
+//! ```text
+//!             ┌─ "REDQ" ──► link_stage ─── linked ────────► data_stage ◄─┐
+//! first bytes ┤                 └── a hole ──────┐              │        │ found
+//!             ├─ began before the capture ───────┴─► resync ◄───┘ ───────┘
+//!             └─ anything else: not Spice             ▲  a hole between messages, a damaged header
+//! ```
+//!
+//! The two directions of a [`Connection`] are followed apart, each through these states, and share what is known of
+//! channel, header and roles. Where the link stage is not in the capture, the search finds out: who is the client by the messages
+//! that only one end can send or by the port, and the channel once no other has the messages that were seen.
+//! [`sizes`] says what a header can look like, [`bodies`] what its message says.
+//!
+//! # Bounds
+//!
+//! | what | bytes of a direction |
+//! | --- | --- |
+//! | not known to be Spice | 64 |
+//! | link stage that waits for the other end | 1.25 MiB (a SASL step can be that long) |
+//! | the body in hand, if it is parsed | [`MAX_KEPT`] |
+//! | any other body in hand | 4 KiB |
+//! | search | 128 KiB, and 64 KiB in all where nothing speaks for Spice |
+//!
+//! All of it together is at most [`Options::memory`] and a few hundred bytes per connection, whose number is the reassembly's
+//! limit. When it is used up, bodies are not looked into any more, and searches see less. A message that lies in one piece is not
+//! copied at all, one that comes in pieces is copied once.
 
 mod bodies;
 mod connection;
@@ -249,7 +277,9 @@ pub enum Body<'a> {
     Incomplete,
 }
 
-/// Bytes that are missing from a connection's direction.
+/// Bytes that are missing from a connection's direction, or that are there and say nothing: `missing` is `Some(0)` where all
+/// bytes are there, but where the next message starts was not known. Behind a damaged header, which was
+/// [malformed](What::Malformed), that is so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hole {
     /// How many bytes the capture does not have; `None` if nobody knows, as before its first packet.
@@ -259,7 +289,7 @@ pub struct Hole {
     pub skipped: u64,
     /// Whether messages are understood again behind it. `false`: nothing more of this direction is.
     pub resumed: bool,
-    /// Why; `None` for what was before the capture's first packet.
+    /// Why; `None` for what was before the capture's first packet, and if nothing is missing.
     pub cause: Option<HoleCause>,
 }
 

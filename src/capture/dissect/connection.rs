@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use spice_proto::base::FIRST_OF_CHANNEL;
 use spice_proto::frame::HeaderForm;
 use spice_proto::link::{ChannelType, HEADER_LEN, MAGIC, REPLY_LEN};
 use spice_proto::names::Sender;
@@ -14,7 +15,7 @@ use super::resync::{Clues, Enough, Found, Search, Types};
 use super::{Channel, End, Head, Hole, Terms, What};
 use crate::capture::reassembly::{HoleCause, Way};
 
-/// One connection.
+/// One connection, from its first packet to its end.
 #[derive(Debug)]
 pub(super) struct Connection {
     /// Who was seen first, and the other end.
@@ -43,6 +44,8 @@ pub(super) struct Knowledge {
     /// What the channel can be, if [`Way::Forth`] is the client's, and if [`Way::Back`] is.
     if_forth: Types,
     if_back: Types,
+    /// Messages that told something about it, while it was not known.
+    hints: u32,
 }
 
 /// One direction.
@@ -99,6 +102,7 @@ impl Connection {
             channel_caps: Vec::new(),
             if_forth: Types::ALL,
             if_back: if from_start { Types::NONE } else { Types::ALL },
+            hints: 0,
         };
         Self {
             ends: (from, to),
@@ -299,6 +303,7 @@ impl Connection {
         }
         if !is_link {
             first.truncate(STARTS);
+            first.shrink_to_fit();
             let is_not = |first: &[u8]| !MAGIC.starts_with(first.get(..MAGIC.len()).unwrap_or(first));
             let strange = matches!(self.half(other_way), Half::Start(other) if is_not(other));
             return if strange { Fate::Forget } else { Fate::Keep };
@@ -321,15 +326,16 @@ impl Connection {
         });
         self.begin(from_start || from == Sender::Client, out);
         self.link = Some(Box::default());
-        self.join_link(way, out);
         match self.half(other_way) {
-            Half::Start(first) if !first.is_empty() => self.recognise(other_way, out),
-            Half::Lost(_) => {
-                self.leave_link(other_way, out);
-                Fate::Keep
+            Half::Start(first) if !first.is_empty() => {
+                // It came first, and is no link message. Otherwise it would have been recognised.
+                self.recognise(other_way, out);
             }
-            Half::Start(_) | Half::Link | Half::Data(_) | Half::Over => Fate::Keep,
+            Half::Lost(_) => self.leave_link(other_way, out),
+            Half::Start(_) | Half::Link | Half::Data(_) | Half::Over => {}
         }
+        self.join_link(way, out);
+        Fate::Keep
     }
 
     /// Gives a direction's first bytes to the link stage.
@@ -425,7 +431,7 @@ impl Connection {
             server: if_server,
             serial: lost.serial,
             enough,
-            window: if out.room > 4 * WINDOW { WINDOW } else { WINDOW / 16 },
+            window: if out.room > 4 * WINDOW { WINDOW } else { LITTLE },
         };
         if lost.given_up {
             lost.search.pass(bytes.len());
@@ -447,7 +453,11 @@ impl Connection {
             Half::Start(first) => first.is_empty(),
             Half::Link | Half::Data(_) | Half::Over => false,
         };
-        if hopeless(&self.forth) && hopeless(&self.back) && !familiar { Looked::NotSpice } else { Looked::NotYet }
+        if hopeless(&self.forth) && hopeless(&self.back) && !familiar {
+            Looked::NotSpice
+        } else {
+            Looked::NotYet
+        }
     }
 
     fn found(&mut self, way: Way, found: Found, out: &mut Out<'_>) {
@@ -576,6 +586,7 @@ impl Knowledge {
             let (fitting, _) = types.that_fit(from, head, body, self.layout);
             if !fitting.is_empty() {
                 *types_of(self) = fitting;
+                self.hints += u32::from(head.kind >= FIRST_OF_CHANNEL);
                 self.infer_channel();
             }
         }
@@ -599,10 +610,14 @@ impl Knowledge {
         }
     }
 
-    /// The channel is known once only one is possible.
+    /// The channel is known once only one is possible. Where all that speaks for it is the length of messages, several have
+    /// to.
     fn infer_channel(&mut self) {
         if let (None, Some(channel_type)) = (self.channel, self.types().single()) {
-            self.channel = Some(Channel { channel_type, id: None });
+            let parsed = [ChannelType::MAIN, ChannelType::TUNNEL].contains(&ChannelType(channel_type));
+            if parsed || self.hints >= HINTS {
+                self.channel = Some(Channel { channel_type, id: None });
+            }
         }
     }
 
@@ -629,6 +644,9 @@ fn other(way: Way) -> Way {
 /// Bytes kept of a direction until it is known what it is.
 const STARTS: usize = 64;
 
+/// Messages of a channel that is not parsed, from which it is known.
+const HINTS: u32 = 3;
+
 /// Number of the message that the two layouts differ in.
 const SERVICE_ADD: u16 = 101;
 
@@ -637,6 +655,9 @@ const PORTION: usize = 4096;
 
 /// Bytes that a search keeps of a direction, at least half of it and at most twice as much.
 const WINDOW: usize = 64 << 10;
+
+/// And if no memory is left.
+const LITTLE: usize = 512;
 
 /// Bytes of a direction that are searched where Spice is expected, until that expectation is given up.
 const PATIENCE: u64 = 4 << 20;

@@ -209,7 +209,7 @@ impl Framer {
         } else {
             give(self.from, head, &self.kept, know, out);
         }
-        if self.kept.capacity() > LEFT_OVER {
+        if self.kept.capacity() > LEFT_OVER || out.room < 64 * LEFT_OVER {
             self.kept = Vec::new();
         }
         self.kept.clear();
@@ -294,5 +294,5 @@ impl State {
 /// Bytes of the longer header.
 pub(super) const LONGEST: usize = HeaderForm::Full.len();
 
-/// A buffer up to this size is kept for the next message.
+/// A buffer up to this size is kept for the next message, unless memory is short.
 const LEFT_OVER: usize = 64 << 10;

@@ -111,8 +111,8 @@ impl LinkStage {
         };
         if !over {
             let buffer = self.buffer(from);
-            let fits = buffer.len().saturating_add(bytes.len()) <= MOST;
-            if !fits || !out.afford(buffer, bytes.len(), MOST) {
+            let length = buffer.len().saturating_add(bytes.len());
+            if length > MOST || (length > ALWAYS && !out.afford(buffer, bytes.len(), MOST)) {
                 let error =
                     format!("expected a link stage, got more than {MOST} bytes from the {}", from.name());
                 out.say(know, Some(from), What::Malformed { error, header: None, bytes: &[] });
@@ -150,6 +150,8 @@ impl LinkStage {
         let what = match from {
             Sender::Client => match self.client_at {
                 ClientStep::Mess => "its link message",
+                // Whole, and waiting to be understood.
+                ClientStep::Mechanism if self.client.len() >= WORD_LEN => return outcome,
                 ClientStep::Mechanism => "its choice of authentication",
                 ClientStep::Ticket => "its ticket",
                 ClientStep::SaslMechanism | ClientStep::SaslData => "a step of SASL",
@@ -644,6 +646,9 @@ const SASL_MOST: u32 = 1 << 20;
 
 /// Most bytes of one direction that wait here.
 const MOST: usize = (1 << 20) + (256 << 10);
+
+/// So many bytes of one direction may wait even if no memory is left. A usual link message and reply have less.
+const ALWAYS: usize = 512;
 
 /// So many bytes of the client wait for the first message of a tunnel's server, and no more.
 const ENOUGH: usize = 64 << 10;

@@ -122,7 +122,12 @@ impl Search {
 
     /// Bytes are missing behind those that were fed.
     pub(super) fn hole(&mut self) {
-        *self = Search { base: self.seen(), full_tested: self.seen(), mini_tested: self.seen(), ..Search::default() };
+        *self = Search {
+            base: self.seen(),
+            full_tested: self.seen(),
+            mini_tested: self.seen(),
+            ..Search::default()
+        };
     }
 
     fn advance(&mut self, piece_ends: bool, clues: &Clues) -> Option<Found> {
@@ -139,12 +144,17 @@ impl Search {
             self.starts.drain(..STARTS / 2);
         }
         let end = self.seen();
-        for chain in chains.iter_mut().filter(|chain| piece_ends && chain.next == end && chain.landed != end) {
+        for chain in chains.iter_mut().filter(|chain| piece_ends && chain.next == end && chain.landed != end)
+        {
             chain.landed = end;
             chain.points += if chain.last.is_some_and(|(_, size)| size > 0) { 2 } else { 1 };
         }
         self.chains = chains;
-        let won = self.chains.iter().filter(|chain| chain.is_enough(&clues.enough)).min_by_key(|chain| chain.resume)?;
+        let won = self
+            .chains
+            .iter()
+            .filter(|chain| chain.is_enough(&clues.enough))
+            .min_by_key(|chain| chain.resume)?;
         let bytes = self.at(won.resume)?.to_vec();
         Some(Found { skipped: won.resume, form: won.form, bytes, client: won.client, server: won.server })
     }
@@ -199,7 +209,8 @@ impl Search {
             chain.kinds += u32::from(chain.last.is_none_or(|(kind, _)| kind != head.kind));
             chain.last = Some((head.kind, head.size));
             chain.serial = head.serial;
-            chain.next = chain.next.saturating_add(count(chain.form.len())).saturating_add(u64::from(head.size));
+            chain.next =
+                chain.next.saturating_add(count(chain.form.len())).saturating_add(u64::from(head.size));
         }
         true
     }
@@ -218,6 +229,7 @@ impl Search {
         // Half of the window stays, so that the work of moving it is shared by many bytes.
         let drop = self.buffer.len() - window / 2;
         self.buffer.drain(..drop);
+        self.buffer.shrink_to(window * 2);
         self.base = self.base.saturating_add(count(drop));
         let base = self.base;
         self.chains.retain_mut(|chain| {
@@ -271,7 +283,7 @@ impl Chain {
                 if serial == 0 || serial > LARGEST {
                     return None;
                 }
-                0
+                if serial <= SMALLISH { 2 } else { 1 }
             }
         };
         let client = self.client.that_fit(Sender::Client, head, body, clues.layout);
@@ -294,7 +306,9 @@ impl Types {
 
     /// The type, if there is but one and it has a name.
     pub(super) fn single(self) -> Option<u8> {
-        (self.0.count_ones() == 1).then(|| u8::try_from(self.0.trailing_zeros()).unwrap_or(0)).filter(|kind| *kind != 0)
+        (self.0.count_ones() == 1)
+            .then(|| u8::try_from(self.0.trailing_zeros()).unwrap_or(0))
+            .filter(|kind| *kind != 0)
     }
 
     pub(super) fn is_empty(self) -> bool {
@@ -319,7 +333,8 @@ impl Types {
         let mut fitting = Self::NONE;
         let mut points = 0;
         for channel_type in self.iter() {
-            let Some(sizes) = sizes::of(channel_type, from, head.kind).filter(|sizes| sizes.contains(&head.size))
+            let Some(sizes) =
+                sizes::of(channel_type, from, head.kind).filter(|sizes| sizes.contains(&head.size))
             else {
                 continue;
             };
@@ -330,7 +345,7 @@ impl Types {
                     None => continue,
                 },
             };
-            let exact = sizes.start() == sizes.end();
+            let exact = sizes.end() - sizes.start() <= 8;
             let telling = head.size > 0 && (exact || (parsed && *sizes.end() <= STRUCTURED));
             points = points.max(if telling { 2 } else { 1 });
             fitting.0 |= 1 << channel_type;
@@ -369,7 +384,8 @@ fn may_be_header(form: HeaderForm, bytes: &[u8]) -> bool {
     match kind_and_size {
         // No number is above 322, and no body of 512 MiB or more is believed.
         [low, high, _, _, _, size_high, ..] => {
-            *size_high < 0x20 && ((*high == 0 && (1..=8).contains(low)) || (*high == 0 && *low >= 101) || *high == 1)
+            *size_high < 0x20
+                && ((*high == 0 && (1..=8).contains(low)) || (*high == 0 && *low >= 101) || *high == 1)
         }
         _ => false,
     }
@@ -411,5 +427,8 @@ const SKIPPED: u64 = 1000;
 /// Messages that a hole may take.
 const LOST: u64 = 1 << 24;
 
+/// A serial that young connections have.
+const SMALLISH: u64 = 1 << 16;
+
 /// Largest serial that is believed if none was seen before.
-const LARGEST: u64 = 1 << 40;
+const LARGEST: u64 = 1 << 32;

@@ -131,9 +131,10 @@ fn display_client(kind: u16) -> Option<RangeInclusive<u32>> {
     })
 }
 
+/// The longer ones are those of 2010.
 fn inputs_server(kind: u16) -> Option<RangeInclusive<u32>> {
     Some(match kind {
-        101 | 102 => 2..=2,
+        101 | 102 => 2..=4,
         111 => 0..=0,
         _ => return None,
     })
@@ -142,11 +143,11 @@ fn inputs_server(kind: u16) -> Option<RangeInclusive<u32>> {
 fn inputs_client(kind: u16) -> Option<RangeInclusive<u32>> {
     Some(match kind {
         101 | 102 => 4..=4,
-        103 => 2..=2,
+        103 => 2..=4,
         104 => 1..=256,
-        111 => 10..=10,
-        112 => 11..=11,
-        113 | 114 => 3..=3,
+        111 => 10..=12,
+        112 => 11..=13,
+        113 | 114 => 3..=8,
         _ => return None,
     })
 }

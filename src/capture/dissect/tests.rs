@@ -11,7 +11,9 @@ use crate::capture::reassembly::{Limits, Reassembler, Way};
 
 mod captures;
 mod damage;
+mod data;
 mod link;
+mod script;
 
 /// What a capture holds of a TCP segment.
 #[derive(Debug, Clone)]
@@ -30,7 +32,8 @@ fn packets(name: &str) -> Vec<Packet> {
     let mut file = file::Reader::open(&path).unwrap();
     let mut packets = Vec::new();
     while let Some(packet) = file.next().unwrap() {
-        let Segment { from, to, seq, ack, flags, payload, .. } = packet::segment(&packet).unwrap().unwrap();
+        let Some(segment) = packet::segment(&packet).unwrap() else { continue };
+        let Segment { from, to, seq, ack, flags, payload, .. } = segment;
         packets.push(Packet { time: packet.time, from, to, seq, ack, flags, payload: payload.to_vec() });
     }
     packets
@@ -47,7 +50,9 @@ fn events(packets: &[Packet]) -> Vec<Event> {
     let mut events = Vec::new();
     let mut sink = |StreamEvent { time, stream, piece }: StreamEvent<'_>| {
         let piece = match piece {
-            Piece::Bytes { way, bytes } => return events.push(Event::Bytes(time, stream, way, bytes.to_vec())),
+            Piece::Bytes { way, bytes } => {
+                return events.push(Event::Bytes(time, stream, way, bytes.to_vec()));
+            }
             Piece::Opened { from, to, from_start } => Piece::Opened { from, to, from_start },
             Piece::Answered => Piece::Answered,
             Piece::Hole { way, missing, cause } => Piece::Hole { way, missing, cause },

@@ -6,6 +6,7 @@ use super::*;
 #[derive(Debug, Default, PartialEq)]
 struct Said {
     messages: BTreeMap<(SocketAddr, SocketAddr), Vec<(u16, u32)>>,
+    times: Vec<Duration>,
     malformed: Vec<String>,
     holes: Vec<Hole>,
 }
@@ -13,19 +14,25 @@ struct Said {
 fn said(packets: &[Packet]) -> Said {
     let mut said = Said::default();
     let mut ends = BTreeMap::new();
-    dissect(&mut Dissector::new(Options::default()), &events(packets), || usize::MAX, |item| match item.what {
-        What::Began { client, server, .. } => {
-            ends.insert(item.stream, (client, server));
-        }
-        What::Message(message) => {
-            let (client, server) = ends[&item.stream];
-            let way = if item.from == Some(Sender::Client) { (client, server) } else { (server, client) };
-            said.messages.entry(way).or_default().push((message.head.kind, message.head.size));
-        }
-        What::Malformed { error, .. } => said.malformed.push(error),
-        What::Hole(hole) => said.holes.push(hole),
-        _ => {}
-    });
+    dissect(
+        &mut Dissector::new(Options::default()),
+        &events(packets),
+        || usize::MAX,
+        |item| match item.what {
+            What::Began { client, server, .. } => {
+                ends.insert(item.stream, (client, server));
+            }
+            What::Message(message) => {
+                let (client, server) = ends[&item.stream];
+                let way = if item.from == Some(Sender::Client) { (client, server) } else { (server, client) };
+                said.times.push(item.time);
+                said.messages.entry(way).or_default().push((message.head.kind, message.head.size));
+            }
+            What::Malformed { error, .. } => said.malformed.push(error),
+            What::Hole(hole) => said.holes.push(hole),
+            _ => {}
+        },
+    );
     said
 }
 
@@ -41,12 +48,18 @@ fn messages_are_found_in_a_capture_that_begins_late() {
         let all = said(&packets);
         for n in (0..packets.len()).step_by(if name.starts_with("tunnel") { 23 } else { 1 }) {
             let late = said(&packets[n..]);
-            let total: usize = late.messages.values().map(Vec::len).sum();
-            println!("{name} late {n}: {total} {:?} {:?}", late.holes, late.malformed);
             for (way, messages) in &late.messages {
-                let Some(full) = all.messages.get(way) else { println!("  !!! wrong way {way:?} {messages:?}"); continue };
-                if !full.ends_with(messages) { println!("  !!! {way:?} {messages:?} of {full:?}"); }
+                assert!(all.messages[way].ends_with(messages), "{name} from {n}: {messages:?}");
             }
+            assert_eq!(late.malformed, Vec::<String>::new(), "{name} from {n}");
+            assert!(
+                late.holes.iter().all(|hole| hole.missing.is_none()),
+                "{name} from {n}: {:?}",
+                late.holes
+            );
+            // A few messages are not enough to recognise a connection by.
+            let expected = all.times.iter().filter(|time| **time > packets[n].time).count();
+            assert!(late.times.len() + 8 >= expected, "{name} from {n}: {} of {expected}", late.times.len());
         }
     }
 }
@@ -56,16 +69,29 @@ fn messages_are_found_behind_a_packet_that_is_missing() {
     for name in STOCK.into_iter().chain(TUNNELS) {
         let packets = packets(name);
         let all = said(&packets);
-        let sum: usize = all.messages.values().map(Vec::len).sum();
         for n in (0..packets.len()).step_by(if name.starts_with("tunnel") { 7 } else { 1 }) {
             let mut fewer = packets.clone();
             let gone = fewer.remove(n);
             let less = said(&fewer);
-            let total: usize = less.messages.values().map(Vec::len).sum();
-            println!("{name} drop {n}: {} of {sum} for {} bytes {:?} {:?}", total, gone.payload.len(), less.holes, less.malformed);
             for (way, messages) in &less.messages {
-                let Some(full) = all.messages.get(way) else { println!("  !!! wrong way {way:?} {messages:?}"); continue };
-                if !is_within(messages, full) { println!("  !!! {way:?} {messages:?} of {full:?}"); }
+                assert!(is_within(messages, &all.messages[way]), "{name} without {n}: {messages:?}");
+            }
+            assert_eq!(less.malformed, Vec::<String>::new(), "{name} without {n}");
+            // Those that the packet held, the one that it began, and one that was too little to go by.
+            let lost = all.times.len() - less.times.len();
+            let held = all.times.iter().filter(|time| **time == gone.time).count();
+            assert!(lost <= held + 2, "{name} without {n}: {lost} messages of {held} are missing");
+            // Behind the last bytes of a direction nothing shows that they are missing.
+            let shows = fewer[n..]
+                .iter()
+                .any(|later| (later.from, later.to) == (gone.from, gone.to) && !later.payload.is_empty());
+            if gone.payload.is_empty() || shows {
+                assert_eq!(
+                    less.holes.is_empty(),
+                    gone.payload.is_empty(),
+                    "{name} without {n}: {:?}",
+                    less.holes
+                );
             }
         }
     }
@@ -99,7 +125,8 @@ fn changed_bytes_harm_nothing() {
                     Event::Bytes(time, stream, way, bytes) => {
                         for bytes in bytes.chunks(700) {
                             let piece = Piece::Bytes { way: *way, bytes };
-                            dissector.handle(StreamEvent { time: *time, stream: *stream, piece }, &mut |_| {});
+                            dissector
+                                .handle(StreamEvent { time: *time, stream: *stream, piece }, &mut |_| {});
                         }
                     }
                 }
