@@ -31,6 +31,7 @@
 mod bodies;
 mod connection;
 mod data_stage;
+mod knowledge;
 mod link_stage;
 mod out;
 mod resync;

@@ -4,7 +4,7 @@ use spice_proto::frame::HeaderForm;
 use spice_proto::names::Sender;
 
 use super::bodies;
-use super::connection::Knowledge;
+use super::knowledge::Knowledge;
 use super::out::Out;
 use super::sizes;
 use super::{Body, Head, Message, What};

@@ -19,8 +19,8 @@ use spice_proto::link::{
 use spice_proto::names::Sender;
 use spice_proto::tunnel::Layout;
 
-use super::connection::Knowledge;
 use super::data_stage::LONGEST;
+use super::knowledge::Knowledge;
 use super::out::Out;
 use super::{Channel, Head, Terms, What, sizes};
 

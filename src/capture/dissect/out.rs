@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use spice_proto::names::Sender;
 
-use super::connection::Knowledge;
+use super::knowledge::Knowledge;
 use super::{Item, What};
 use crate::capture::reassembly::StreamId;
 

@@ -384,8 +384,11 @@ fn may_be_header(form: HeaderForm, bytes: &[u8]) -> bool {
     match kind_and_size {
         // No number is above 322, and no body of 512 MiB or more is believed.
         [low, high, _, _, _, size_high, ..] => {
-            *size_high < 0x20
-                && ((*high == 0 && (1..=8).contains(low)) || (*high == 0 && *low >= 101) || *high == 1)
+            let known = match (*high, *low) {
+                (0, low) => matches!(low, 1..=8 | 101..),
+                (high, _) => high == 1,
+            };
+            known && *size_high < 0x20
         }
         _ => false,
     }

@@ -94,15 +94,15 @@ fn the_link_version_tells_the_layout() {
             &mut Dissector::new(Options::default()),
             &events(&packets(name)),
             || usize::MAX,
-            |item| match item.what {
-                What::Linked(found) => terms.push((found.header, found.layout)),
-                What::Message(Message {
-                    body: Body::TunnelClient(ClientMessage::ServiceAdd(add)), ..
-                }) => {
+            |item| {
+                if let What::Linked(found) = item.what {
+                    terms.push((found.header, found.layout));
+                } else if let What::Message(message) = item.what
+                    && let Body::TunnelClient(ClientMessage::ServiceAdd(add)) = message.body
+                {
                     assert!((7001..=7009).contains(&add.port), "{add:?}");
                     added += 1;
                 }
-                _ => {}
             },
         );
         assert_eq!(terms, [(HeaderForm::Full, layout); 3]);

@@ -30,7 +30,14 @@ fn said(packets: &[Packet]) -> Said {
             }
             What::Malformed { error, .. } => said.malformed.push(error),
             What::Hole(hole) => said.holes.push(hole),
-            _ => {}
+            What::LinkMess { .. }
+            | What::LinkReply { .. }
+            | What::AuthMechanism(_)
+            | What::Ticket
+            | What::Sasl { .. }
+            | What::LinkResult(_)
+            | What::Linked(_)
+            | What::Ended { .. } => {}
         },
     );
     said

@@ -109,7 +109,12 @@ fn line(item: &Item<'_>) -> String {
             let how = match message.body {
                 Body::Opaque => format!(" opaque {}", message.bytes.len()),
                 Body::Incomplete => " incomplete".to_owned(),
-                _ => String::new(),
+                Body::BaseServer(_)
+                | Body::BaseClient(_)
+                | Body::MainServer(_)
+                | Body::MainClient(_)
+                | Body::TunnelServer(_)
+                | Body::TunnelClient(_) => String::new(),
             };
             format!("{from} {} {}{how}", message.name.unwrap_or("unknown"), message.head.size)
         }
