@@ -14,7 +14,8 @@
 //!                  └─ card: compared, a connection at a time   compared, a socket at a time ─┘ tunnel
 //! ```
 //!
-//! The two files are read side by side in the order of their times; both clocks are taken for one. Today's code lives on
+//! The two files are read side by side in the order of their times; both clocks are taken for one, or for a fraction of
+//! a second apart. Today's code lives on
 //! that clock too: between two packets its timers fire when they are due. Nothing else is random, so a replay has the
 //! same outcome every time.
 //!
@@ -57,6 +58,8 @@
 //! Two things that older networks did otherwise are no difference unless `strict`: a connect to where nothing is shared
 //! may be refused by RST or by ICMP, and ARP or ping for an address where nothing is may be answered.
 //!
+//! A guest that died without a word is played as one that lives: nothing tells when it died.
+//!
 //! What touches a hole in one of the captures is not comparable, and said to be so.
 //!
 //! ## Bounds
@@ -81,7 +84,7 @@ use std::time::Duration;
 
 use server_glue::netstack::NetConfig;
 
-use super::report::{Place, Report};
+use super::report::{Difference, Part, Place, Report, Subject};
 use super::{Error, Options};
 use crate::capture::dissect::{self, Dissector, Item};
 use crate::capture::file::{FileError, Packet, Reader};
@@ -114,6 +117,11 @@ pub fn replay_with(
     adjust: impl FnOnce(&mut NetConfig),
 ) -> Result<(), Error> {
     let survey = survey(tunnel, nic, options)?;
+    if !survey.has_tunnel() {
+        let why = "the capture of the tunnel has no tunnel channel";
+        report.add(Difference::not_comparable(Part::Netstack, Subject::Capture, Place::default(), why));
+        return Ok(());
+    }
     let mut config = survey.config();
     adjust(&mut config);
     let mut stage = Stage::new(options, survey, config, report);

@@ -5,9 +5,10 @@ use std::net::{SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use super::frame::{ACK, Content, Frame, SYN, Tcp};
-use super::guest::{Answer, Guest};
+use super::guest::Guest;
 use super::link::When;
 use super::stage::Stage;
+use super::tunnel::MISSED;
 use crate::capture::file::Packet;
 use crate::capture::packet::{Flags, Segment};
 use crate::capture::reassembly::{Piece, StreamEvent, StreamId, Way};
@@ -15,6 +16,10 @@ use crate::replay::report::Place;
 
 /// Ethernet, in tcpdump.org's list.
 const ETHERNET: u32 = 1;
+
+/// How far the clocks of the two captures may be apart: a SOCKET_OPEN may be seen so much later than the answer that the
+/// guest got.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Connections of the guest that are followed at a time.
 const MAX_GUESTS: usize = 20_000;
@@ -95,11 +100,14 @@ impl Stage<'_> {
         }
         let number = self.guests_begun;
         self.guests_begun += 1;
-        self.guests.insert(number, Guest::new(frame.source, tcp, time, &self.budget));
+        let mut guest = Guest::new(frame.source, tcp, time, &self.budget);
+        if self.blind_until.is_some() {
+            guest.give_up(MISSED);
+        }
+        self.guests.insert(number, guest);
         self.by_pair.insert((tcp.from, tcp.to), number);
         self.past.retain(|pair| *pair != (tcp.from, tcp.to));
-        self.unasked.push_back(number);
-        self.pair_up();
+        self.pair_guest(number);
     }
 
     fn server_sent(&mut self, time: Duration, frame: &Frame<'_>) {
@@ -130,8 +138,8 @@ impl Stage<'_> {
             | Content::Echo { .. }
             | Content::Other => {}
         }
-        if guest.captured_answer() != Answer::None && guest.socket.is_none() {
-            self.answered_without_client(number);
+        if guest.captured_answer().refuses() && guest.socket.is_none() {
+            self.refused.push_back((time.saturating_add(GRACE), number));
         }
         self.ready_guests.insert(number);
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use server_glue::netstack::MacAddress;
 use smoltcp::wire::TcpControl;
+use spice_proto::tunnel::SocketId;
 
 use super::budget::{Budget, Kept};
 use super::frame::{ACK, FIN, Outgoing, PSH, RST, SYN, Tcp};
@@ -66,8 +67,8 @@ pub(super) struct Guest {
     pub(super) began: Duration,
     /// Number of the captured tunnel socket that it goes with.
     pub(super) socket: Option<u64>,
-    /// Today's server asked the client for it.
-    pub(super) asked_today: bool,
+    /// Today's server asked the client for it: the socket's id and the tokens.
+    pub(super) opened_today: Option<(SocketId, u32)>,
     mac: MacAddress,
     syn: Syn,
     captured: Captured,
@@ -127,6 +128,8 @@ struct Today {
     scaled: bool,
     /// Behind the last that the guest took.
     taken: u64,
+    /// How far the guest said that its window goes, which is a little more than the captured one did: windows are rounded.
+    offered: u64,
     /// Behind the last that the guest sent.
     sent: u64,
     /// Behind the last that the server acknowledged.
@@ -159,7 +162,7 @@ impl Guest {
             to: tcp.to,
             began,
             socket: None,
-            asked_today: false,
+            opened_today: None,
             mac,
             syn: Syn { seq: tcp.seq, window: tcp.window, mss: tcp.mss, scale: tcp.scale },
             captured: Captured {
@@ -183,6 +186,7 @@ impl Guest {
                 scale: 0,
                 scaled: false,
                 taken: 0,
+                offered: 1 + u64::from(tcp.window),
                 sent: 1,
                 acked: 0,
                 edge: 0,
@@ -435,7 +439,7 @@ impl Guest {
         let Some(old) = today.taken.checked_sub(seq) else { return };
         let fresh = usize::try_from(old).ok().and_then(|old| tcp.payload.get(old..));
         let Some(fresh) = fresh else { return };
-        let room = usize::try_from(self.captured.edge.saturating_sub(today.taken)).unwrap_or(usize::MAX);
+        let room = usize::try_from(today.offered.saturating_sub(today.taken)).unwrap_or(usize::MAX);
         let (fresh, beyond) = fresh.split_at_checked(room).unwrap_or((fresh, &[]));
         if !fresh.is_empty() {
             self.down.today(fresh);
@@ -504,9 +508,18 @@ impl Guest {
         }
         // Who refuses without having asked the client refuses for itself. In which way is not for the guest's programs to
         // tell apart, and has changed: RST for a port where nothing is shared, ICMP for an address where nothing is.
-        let own_refusal =
-            captured.answer.refuses() && today.answer.refuses() && self.socket.is_none() && !self.asked_today;
-        if self.socket.is_none() && self.asked_today && captured.answer.refuses() {
+        let own_refusal = captured.answer.refuses()
+            && today.answer.refuses()
+            && self.socket.is_none()
+            && self.opened_today.is_none();
+        if self.socket.is_none() && captured.answer == Answer::Accepted {
+            found.push(Finding::not_comparable(
+                Subject::Open,
+                "the capture of the tunnel does not show that the client was asked",
+            ));
+            return;
+        }
+        if self.socket.is_none() && self.opened_today.is_some() && captured.answer.refuses() {
             found.push(Finding::different(
                 Subject::Open,
                 format!("{}, and the client was not asked", captured.answer.text()),
@@ -615,6 +628,7 @@ impl Guest {
 
     fn segment(&mut self, server: MacAddress, seq: u64, control: TcpControl, payload: &[u8]) -> Vec<u8> {
         self.today.owes_ack = false;
+        let window = self.window();
         let ack = self.today.isn.map(|isn| isn.wrapping_add(low(self.today.taken)));
         let outgoing = Outgoing {
             from: self.from,
@@ -622,7 +636,7 @@ impl Guest {
             seq: self.syn.seq.wrapping_add(low(seq)),
             ack,
             control,
-            window: self.window(),
+            window,
             mss: None,
             scale: None,
             payload,
@@ -630,11 +644,14 @@ impl Guest {
         outgoing.frame(self.mac, server)
     }
 
-    /// What the window field says. Rounded up, so that a small window is not taken for a closed one.
-    fn window(&self) -> u16 {
-        let room = self.captured.edge.saturating_sub(self.today.taken);
+    /// What the window field says. Rounded up, so that a small window is not taken for a closed one; and a window that was
+    /// offered is never taken back.
+    fn window(&mut self) -> u16 {
+        let room = self.captured.edge.max(self.today.offered).saturating_sub(self.today.taken);
         let shift = if self.today.scaled { self.syn.scale.unwrap_or(0).min(LARGEST_SCALE) } else { 0 };
-        u16::try_from(room.div_ceil(1 << shift)).unwrap_or(u16::MAX)
+        let window = u16::try_from(room.div_ceil(1 << shift)).unwrap_or(u16::MAX);
+        self.today.offered = self.today.offered.max(self.today.taken + (u64::from(window) << shift));
+        window
     }
 }
 

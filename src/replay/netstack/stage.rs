@@ -16,14 +16,17 @@ use super::guest::Guest;
 use super::judge::Finding;
 use super::link::{Link, When};
 use super::socket::Say;
-use super::survey::Survey;
+use super::survey::{Blind, Survey};
 use super::tunnel::Tunnel;
 use crate::capture::reassembly::{Limits, Reassembler, StreamId};
 use crate::replay::Options;
 use crate::replay::report::{Difference, Part, Place, Report, Subject};
 
-/// Deadlines of today's code that are served in one pause of the capture. With a PING each ten seconds it is a month.
-const MAX_DEADLINES: u32 = 300_000;
+/// Deadlines of today's code that are served in the pauses of a capture. With a PING each ten seconds it is a month.
+const MAX_DEADLINES: u64 = 300_000;
+
+/// So many more with each event of the capture.
+const MORE_DEADLINES: u64 = 20;
 
 /// Turns that one event of a capture may lead to. A frame and its answers are a turn.
 const MAX_TURNS: u32 = 1_000_000;
@@ -57,8 +60,10 @@ pub(super) struct Stage<'a> {
     pub(super) guests_begun: u64,
     /// Addresses of those that were over lately, whose last segments may still come.
     pub(super) past: VecDeque<(SocketAddrV4, SocketAddrV4)>,
-    /// Connects that the captured server neither refused nor asked the client for yet.
+    /// Connects for which the captured server has not asked the client (yet).
     pub(super) unasked: VecDeque<u64>,
+    /// Those of them that it refused, and until when a SOCKET_OPEN may still turn up.
+    pub(super) refused: VecDeque<(Duration, u64)>,
     pub(super) reassembler: Reassembler,
     /// Which connection of the guest a captured stream is, and whether the guest's side is its first.
     pub(super) streams: BTreeMap<StreamId, u64>,
@@ -69,6 +74,11 @@ pub(super) struct Stage<'a> {
     /// Connections and sockets that may have something to send.
     pub(super) ready_guests: BTreeSet<u64>,
     pub(super) ready_sockets: BTreeSet<u64>,
+    deadlines_left: u64,
+    /// Times to come in which messages of the tunnel are missing.
+    blind: VecDeque<Blind>,
+    /// Until when they are missing now.
+    pub(super) blind_until: Option<Duration>,
     /// Something ran in circles, or over all bounds, and was said.
     overrun: bool,
 }
@@ -76,6 +86,7 @@ pub(super) struct Stage<'a> {
 impl<'a> Stage<'a> {
     pub(super) fn new(options: &Options, survey: Survey, config: NetConfig, report: &'a mut Report) -> Self {
         let book = survey.book(&config);
+        let blind = survey.blind();
         let mac = config.mac;
         Stage {
             options: *options,
@@ -92,6 +103,7 @@ impl<'a> Stage<'a> {
             guests_begun: 0,
             past: VecDeque::new(),
             unasked: VecDeque::new(),
+            refused: VecDeque::new(),
             reassembler: Reassembler::new(Limits::default()),
             streams: BTreeMap::new(),
             tunnel: None,
@@ -99,6 +111,9 @@ impl<'a> Stage<'a> {
             feeding: None,
             ready_guests: BTreeSet::new(),
             ready_sockets: BTreeSet::new(),
+            deadlines_left: MAX_DEADLINES,
+            blind: blind.into(),
+            blind_until: None,
             overrun: false,
         }
     }
@@ -113,7 +128,6 @@ impl<'a> Stage<'a> {
         if target < self.now {
             return;
         }
-        let mut deadlines = 0;
         while let Some(due) = self.bridge.poll_timeout()
             && due <= target
         {
@@ -123,14 +137,38 @@ impl<'a> Stage<'a> {
                 self.tunnel_broke(&violation.to_string());
             }
             self.settle();
-            deadlines += 1;
-            if deadlines > MAX_DEADLINES {
+            let Some(left) = self.deadlines_left.checked_sub(1) else {
                 self.say_overrun("the capture's clock makes too long a leap");
                 break;
-            }
+            };
+            self.deadlines_left = left;
         }
+        self.deadlines_left = self.deadlines_left.saturating_add(MORE_DEADLINES);
         self.now = self.now.max(target);
         self.time = self.time.max(time);
+        self.look_for_blindness();
+        while let Some((until, number)) = self.refused.front().copied()
+            && until < self.time
+        {
+            self.refused.pop_front();
+            if self.guests.get(&number).is_some_and(|guest| guest.socket.is_none()) {
+                self.refused_unasked(number);
+            }
+        }
+    }
+
+    /// Knows when messages of the tunnel begin to be missing.
+    fn look_for_blindness(&mut self) {
+        while let Some(blind) = self.blind.front().copied()
+            && blind.after < self.time
+        {
+            self.blind.pop_front();
+            self.blind_until = self.blind_until.max(Some(blind.until));
+            self.miss("messages of the tunnel are missing in the capture");
+        }
+        if self.blind_until.is_some_and(|until| until < self.time) {
+            self.blind_until = None;
+        }
     }
 
     /// Time since the capture's first event, for findings.
@@ -143,7 +181,8 @@ impl<'a> Stage<'a> {
 
     /// Gives today's code what it may have now, until nothing moves any more.
     pub(super) fn settle(&mut self) {
-        for _ in 0..MAX_TURNS {
+        // What once ran in circles will again.
+        for _ in 0..if self.overrun { 1000 } else { MAX_TURNS } {
             self.bridge.advance(self.now);
             let mut moved = self.take_outgoing();
             moved |= self.take_frames();
@@ -280,6 +319,7 @@ impl<'a> Stage<'a> {
     pub(super) fn finish(&mut self) {
         self.finish_streams();
         self.settle();
+        // Also lets the time pass until which sockets are looked for.
         self.advance_to(self.time.saturating_add(AFTERWARDS));
         // What still waits, waits for something that today's code does not do. The guest and the client went on then.
         loop {
@@ -319,13 +359,14 @@ impl<'a> Stage<'a> {
 
     /// The guest's connection is over, then and now: what differs is said, and it is forgotten.
     pub(super) fn conclude_if_over(&mut self, number: u64) {
-        if self.guests.get(&number).is_some_and(Guest::is_over) {
+        // While the client may still turn out to have been asked, it is not over.
+        if self.guests.get(&number).is_some_and(Guest::is_over) && !self.unasked.contains(&number) {
             self.conclude(number, false);
         }
     }
 
     pub(super) fn conclude(&mut self, number: u64, over: bool) {
-        let Some(guest) = self.guests.remove(&number) else { return };
+        let Some(mut guest) = self.guests.remove(&number) else { return };
         if self.by_pair.get(&(guest.from, guest.to)) == Some(&number) {
             self.by_pair.remove(&(guest.from, guest.to));
             self.past.push_back((guest.from, guest.to));
@@ -339,6 +380,9 @@ impl<'a> Stage<'a> {
             && let Some(socket) = guest.socket.and_then(|socket| tunnel.sockets.get_mut(&socket))
         {
             socket.excuse();
+        }
+        if guest.socket.is_none() && self.tunnel_is_incomplete() {
+            guest.give_up("messages of the tunnel are missing in the capture, which may have been about it");
         }
         let mut found = Vec::new();
         guest.judge(self.options.strict, over, &mut found);

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use serde_json::json;
 use server_glue::address::{AddressBook, MAX_NAME, Subnet};
 use server_glue::netstack::{MacAddress, NetConfig};
+use spice_proto::link::ChannelType;
+use spice_proto::names::Sender;
 use spice_proto::tunnel::{ClientMessage, IpInfo, ServerMessage, ServiceId};
 
 use super::frame::{ACK, Content, Frame, SYN};
@@ -17,6 +20,16 @@ const MAX_KNOWN: usize = 4096;
 
 /// Names two user networks apart; here it is one and the same.
 const NETWORK: &str = "replay";
+
+/// A time in which messages of a tunnel are missing. A hole is known only once something behind it was seen, which can be
+/// long after it: so it is looked for at the first reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Blind {
+    /// The last that was heard before.
+    pub(super) after: Duration,
+    /// When messages are understood again.
+    pub(super) until: Duration,
+}
 
 /// What both captures say about the network.
 #[derive(Debug, Default)]
@@ -34,6 +47,11 @@ pub(super) struct Survey {
     announced: BTreeMap<(StreamId, ServiceId), (String, u16)>,
     /// In the order of their mapping.
     mapped: Vec<(String, SocketAddrV4)>,
+    /// A tunnel channel is in the capture.
+    tunnel: bool,
+    /// When an end of a tunnel last said something.
+    heard: BTreeMap<(StreamId, Option<Sender>), Duration>,
+    holes: Vec<Blind>,
     /// Tokens of the first SOCKET_OPEN.
     tokens: Option<u32>,
 }
@@ -62,6 +80,11 @@ impl Survey {
     }
 
     pub(super) fn item(&mut self, item: &Item<'_>) {
+        if item.channel.is_none_or(|channel| channel.channel_type != ChannelType::TUNNEL.0) {
+            return;
+        }
+        self.tunnel = true;
+        self.look_for_hole(item);
         let What::Message(message) = &item.what else { return };
         match &message.body {
             Body::TunnelClient(said) => self.client_said(item.stream, said),
@@ -73,6 +96,29 @@ impl Survey {
             | Body::Opaque
             | Body::Incomplete => {}
         }
+    }
+
+    fn look_for_hole(&mut self, item: &Item<'_>) {
+        let from = item.from;
+        if let What::Hole(hole) = &item.what {
+            let after = self.heard.get(&(item.stream, from)).copied().unwrap_or(item.time);
+            // Too many to be remembered are one.
+            let last = self.holes.len() >= MAX_KNOWN;
+            let until = if hole.resumed && !last { item.time } else { Duration::MAX };
+            if !last || self.holes.last().is_some_and(|hole| hole.until < Duration::MAX) {
+                self.holes.push(Blind { after, until });
+            }
+        }
+        if self.heard.len() < MAX_KNOWN || self.heard.contains_key(&(item.stream, from)) {
+            self.heard.insert((item.stream, from), item.time);
+        }
+    }
+
+    /// The times in which messages of a tunnel are missing, in order.
+    pub(super) fn blind(&self) -> Vec<Blind> {
+        let mut holes = self.holes.clone();
+        holes.sort_unstable();
+        holes
     }
 
     fn client_said(&mut self, stream: StreamId, said: &ClientMessage<'_>) {
@@ -103,6 +149,10 @@ impl Survey {
         } else {
             self.connecting.contains(&station)
         }
+    }
+
+    pub(super) fn has_tunnel(&self) -> bool {
+        self.tunnel
     }
 
     /// Whether something of the captured network had an address.

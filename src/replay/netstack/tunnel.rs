@@ -1,6 +1,6 @@
 //! What the tunnel's capture shows, message by message, and the session of today's server that it is played to.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
@@ -18,8 +18,14 @@ use crate::capture::dissect::{Body, End, Item, Message, Terms, What};
 use crate::capture::reassembly::StreamId;
 use crate::replay::report::{Difference, Part, Place, Subject};
 
+/// Why a connection cannot be compared.
+pub(super) const MISSED: &str = "messages of the tunnel are missing in the capture while it was open";
+
 /// Services of one channel that are followed.
 const MAX_SERVICES: usize = 4096;
+
+/// Captured sockets whose connection is looked for.
+const MAX_UNPAIRED: usize = 1024;
 
 /// Sockets of one channel that are followed at a time. Ids are 16 bits, and one that is over for the capture may not be so
 /// for today's server.
@@ -39,8 +45,8 @@ pub(super) struct Tunnel {
     by_id: BTreeMap<SocketId, u64>,
     /// Today's ids of sockets that have a captured one.
     pub(super) by_today: BTreeMap<SocketId, u64>,
-    /// Today's sockets of connections for which the captured server has not asked (yet): the connection, and the tokens.
-    alone: BTreeMap<SocketId, (u64, u32)>,
+    /// Today's sockets of connections for which the captured server has not asked (yet).
+    alone: BTreeSet<SocketId>,
     /// Captured sockets whose connection the card's capture has not shown (yet).
     unpaired: VecDeque<u64>,
     /// Today's channel lives.
@@ -172,7 +178,7 @@ impl Stage<'_> {
             opened: 0,
             by_id: BTreeMap::new(),
             by_today: BTreeMap::new(),
-            alone: BTreeMap::new(),
+            alone: BTreeSet::new(),
             unpaired: VecDeque::new(),
             attached: false,
             incomplete: false,
@@ -253,50 +259,82 @@ impl Stage<'_> {
         }
         let number = tunnel.opened;
         tunnel.opened += 1;
-        tunnel.sockets.insert(number, Socket::new(number, (id, service), time, &self.budget));
+        let mut socket = Socket::new(number, (id, service), time, &self.budget);
+        if self.blind_until.is_some() {
+            socket.give_up(MISSED);
+        }
+        tunnel.sockets.insert(number, socket);
         tunnel.by_id.insert(id, number);
-        tunnel.unpaired.push_back(number);
-        self.pair_up();
+        self.pair_socket(number);
     }
 
-    /// Finds the connections of the guest for which the captured server asked the client. SOCKET_OPEN names only the
-    /// service, so it is the oldest that wanted to go there and was not answered yet.
-    pub(super) fn pair_up(&mut self) {
+    /// Finds the connection of the guest for which the captured server asked the client. SOCKET_OPEN names only the service,
+    /// so it is the oldest that wanted to go there and for which nobody was asked yet.
+    fn pair_socket(&mut self, number: u64) {
         let Some(tunnel) = &mut self.tunnel else { return };
-        for number in std::mem::take(&mut tunnel.unpaired) {
-            let Some(socket) = tunnel.sockets.get(&number) else { continue };
-            let destination = tunnel.destination(socket.service);
-            let found = self.unasked.iter().position(|waiting| {
-                self.guests.get(waiting).is_some_and(|guest| Some(guest.to) == destination)
-            });
-            let Some(waiting) = found.and_then(|at| self.unasked.remove(at)) else {
+        let Some(socket) = tunnel.sockets.get(&number) else { return };
+        let destination = tunnel.destination(socket.service);
+        let found = self
+            .unasked
+            .iter()
+            .position(|waiting| self.guests.get(waiting).is_some_and(|guest| Some(guest.to) == destination));
+        match found.and_then(|at| self.unasked.remove(at)) {
+            Some(waiting) => self.pair(number, waiting),
+            // The card's capture is a little behind, or does not have it.
+            None => {
                 tunnel.unpaired.push_back(number);
-                continue;
-            };
-            if let Some(guest) = self.guests.get_mut(&waiting) {
-                guest.socket = Some(number);
-            }
-            let today = tunnel.alone.iter().find(|(_, (guest, _))| *guest == waiting).map(|(id, _)| *id);
-            if let Some(socket) = tunnel.sockets.get_mut(&number) {
-                socket.guest = Some(waiting);
-                if let Some((id, (_, tokens))) = today.and_then(|id| tunnel.alone.remove_entry(&id)) {
-                    socket.opened_today(id, tokens);
-                    tunnel.by_today.insert(id, number);
+                if tunnel.unpaired.len() > MAX_UNPAIRED {
+                    tunnel.unpaired.pop_front();
                 }
             }
-            self.ready_sockets.insert(number);
         }
     }
 
-    /// The captured network answered a connect without the client having been asked.
-    pub(super) fn answered_without_client(&mut self, guest: u64) {
+    /// A new connection of the guest: perhaps the captured server was seen to ask the client already.
+    pub(super) fn pair_guest(&mut self, waiting: u64) {
+        let destination = self.guests.get(&waiting).map(|guest| guest.to);
+        let found = self.tunnel.as_mut().and_then(|tunnel| {
+            let at = tunnel.unpaired.iter().position(|number| {
+                let socket = tunnel.sockets.get(number);
+                destination.is_some()
+                    && socket.and_then(|socket| tunnel.destination(socket.service)) == destination
+            })?;
+            tunnel.unpaired.remove(at)
+        });
+        match found {
+            Some(number) => self.pair(number, waiting),
+            None => self.unasked.push_back(waiting),
+        }
+    }
+
+    fn pair(&mut self, number: u64, waiting: u64) {
+        let Some(tunnel) = &mut self.tunnel else { return };
+        let (Some(socket), Some(guest)) = (tunnel.sockets.get_mut(&number), self.guests.get_mut(&waiting))
+        else {
+            return;
+        };
+        guest.socket = Some(number);
+        socket.guest = Some(waiting);
+        if let Some((id, tokens)) = guest.opened_today {
+            socket.opened_today(id, tokens);
+            tunnel.alone.remove(&id);
+            tunnel.by_today.insert(id, number);
+        }
+        self.ready_sockets.insert(number);
+        self.ready_guests.insert(waiting);
+    }
+
+    /// The captured network refused a connect, and no SOCKET_OPEN came of it: the client was not asked.
+    pub(super) fn refused_unasked(&mut self, guest: u64) {
         self.unasked.retain(|waiting| *waiting != guest);
         let Some(tunnel) = &mut self.tunnel else { return };
-        let alone = tunnel.alone.iter().find(|(_, (waiting, _))| *waiting == guest).map(|(id, _)| *id);
-        if let Some(id) = alone {
-            tunnel.alone.remove(&id);
+        let opened = self.guests.get(&guest).and_then(|guest| guest.opened_today);
+        if let Some((id, _)) = opened
+            && tunnel.alone.remove(&id)
+        {
             self.say(id, &Say::OpenNack);
         }
+        self.ready_guests.insert(guest);
     }
 
     // ---- the captured client ----
@@ -343,10 +381,10 @@ impl Stage<'_> {
     }
 
     /// Something of the tunnel is not in the capture.
-    fn miss(&mut self, why: &str) {
+    pub(super) fn miss(&mut self, why: &str) {
         let Some(tunnel) = &mut self.tunnel else { return };
         for socket in tunnel.sockets.values_mut() {
-            socket.give_up("messages of the tunnel are missing in the capture while it was open");
+            socket.give_up(MISSED);
         }
         let guests: Vec<u64> = tunnel.sockets.values().filter_map(|socket| socket.guest).collect();
         let stream = tunnel.stream;
@@ -357,7 +395,7 @@ impl Stage<'_> {
         }
         for number in guests.iter().chain(&self.unasked.clone()) {
             if let Some(guest) = self.guests.get_mut(number) {
-                guest.give_up("messages of the tunnel are missing in the capture while it was open");
+                guest.give_up(MISSED);
             }
         }
     }
@@ -376,9 +414,8 @@ impl Stage<'_> {
                 return;
             }
             ServerMessage::SocketOpen { socket: id, tokens, .. } => {
-                let guest = connecting.and_then(|number| Some((number, self.guests.get_mut(&number)?)));
-                let Some((number, guest)) = guest else { return };
-                guest.asked_today = true;
+                let Some(guest) = connecting.and_then(|number| self.guests.get_mut(&number)) else { return };
+                guest.opened_today = Some((id, tokens));
                 match guest.socket.and_then(|socket| tunnel.sockets.get_mut(&socket)) {
                     Some(socket) => {
                         socket.opened_today(id, tokens);
@@ -386,7 +423,7 @@ impl Stage<'_> {
                         self.ready_sockets.insert(socket.number);
                     }
                     None => {
-                        tunnel.alone.insert(id, (number, tokens));
+                        tunnel.alone.insert(id);
                     }
                 }
                 return;
@@ -479,7 +516,8 @@ impl Stage<'_> {
         self.tunnel.iter().flat_map(|tunnel| tunnel.sockets.keys().copied()).collect()
     }
 
-    fn tunnel_is_incomplete(&self) -> bool {
+    /// Whether messages of the tunnel are missing that could concern any connection.
+    pub(super) fn tunnel_is_incomplete(&self) -> bool {
         self.tunnel.as_ref().is_some_and(|tunnel| tunnel.incomplete)
     }
 
