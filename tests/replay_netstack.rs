@@ -158,6 +158,26 @@ fn the_historical_pairs_are_equal() {
 }
 
 #[test]
+fn recordings_of_our_own_program_are_equal() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("captures");
+    let mut replayed = Vec::new();
+    for entry in fs::read_dir(&folder).unwrap() {
+        let card = entry.unwrap().path();
+        let name = card.file_name().unwrap().to_str().unwrap();
+        let Some(name) = name.strip_suffix(".guest.pcapng") else { continue };
+        let report = run(&folder.join(format!("{name}.pcapng")), &card);
+        assert_eq!(report.verdict(), Verdict::Equal, "{name}:\n{}", text(&report));
+        assert!(report.compared_by(Part::Netstack).connections > 0, "{name}:\n{}", text(&report));
+        replayed.push(name.to_owned());
+    }
+    for name in
+        ["client-lost", "credit", "demo", "half-close", "many-sockets", "refused-port", "resets", "vm"]
+    {
+        assert!(replayed.iter().any(|one| one == name), "{name} was not replayed");
+    }
+}
+
+#[test]
 fn a_replay_has_the_same_outcome_every_time() {
     let report = || run(&tunnel_of(PAIRS[0]), &card_of(PAIRS[0])).compared_by(Part::Netstack);
     assert_eq!(report(), report());
