@@ -10,6 +10,7 @@ use spice_proto::names::{self, Sender};
 use crate::captures::{self, Said};
 
 mod crafted;
+mod messages;
 
 const LUA: &str = include_str!("../captures/wireshark/spice-tunnel.lua");
 const SCRIPT: &str = "captures/wireshark/spice-tunnel.lua";

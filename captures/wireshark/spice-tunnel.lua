@@ -124,6 +124,8 @@ local FULL_HEADER_LEN = 18
 local MINI_HEADER_LEN = 6
 -- Nothing longer is sent in a tunnel: a "header" that announces more is something else.
 local MAX_BODY = 2 * 1024 * 1024
+-- Longest name and description of a service.
+local MAX_TEXT = 1024
 
 -- Fields.
 
@@ -291,15 +293,17 @@ function Reader:pointed(key, offset, fixed)
         self:fail("offset of the %s: expected %d to %d, got %.0f", key, fixed, length - 1, offset)
         return fixed
     end
-    for at = offset, length - 1 do
-        if self.tvb(self.start + at, 1):uint() == 0 then
-            if at > offset then
-                self.tree:add(f[key], self.tvb(self.start + offset, at - offset))
-            else
-                self.tree:add(f[key], self.tvb(self.start + at, 1), "")
-            end
-            return at + 1
-        end
+    local text = self.tvb:raw(self.start + offset, length - offset)
+    local nul = text:find("\0", 1, true)
+    if nul and nul - 1 > MAX_TEXT then
+        self:fail("the %s: expected at most %d bytes, got %d", key, MAX_TEXT, nul - 1)
+    elseif nul == 1 then
+        self.tree:add(f[key], self.tvb(self.start + offset, 1), "")
+    elseif nul then
+        self.tree:add(f[key], self.tvb(self.start + offset, nul - 1))
+    end
+    if nul then
+        return offset + nul
     end
     self:fail("the %s has no NUL at its end", key)
     return fixed
@@ -334,7 +338,6 @@ local SHOWN = {
     window = "window %.0f",
     ping_id = "id %.0f",
     reason = "reason %.0f",
-    flags = "flags %.0f",
 }
 
 -- A body of numbers: pairs of a field and its length. `long` fields are 8 bytes and not shown in the summary.
@@ -358,6 +361,14 @@ end
 
 local function nothing()
     return ""
+end
+
+local function migrate(body)
+    local flags = body:number("flags", 4)
+    if flags > 3 then
+        body:fail("flags: expected 0 to 3, got %.0f", flags)
+    end
+    return string.format("flags %.0f", flags)
 end
 
 local function opaque(body)
@@ -466,7 +477,7 @@ local function list(body, message, conversation)
 end
 
 local SERVER_BODIES = {
-    migrate = numbers("flags", 4),
+    migrate = migrate,
     migrate_data = opaque,
     set_ack = numbers("generation", 4, "window", 4),
     ping = ping,

@@ -1,6 +1,5 @@
 //! The dissector on tunnels that are cut into packets in other ways than a capture shows: what was said stays the same.
 
-use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::SocketAddrV4;
 use std::os::unix::net::UnixStream;
@@ -14,21 +13,11 @@ use openssl::pkey::{PKey, Private};
 use openssl::rsa::Rsa;
 use openssl::ssl::{Ssl, SslContext, SslMethod, SslStream};
 use openssl::x509::X509;
-use spice_proto::base::{
-    BaseClientMessage, BaseServerMessage, Disconnecting, MigrateFlags, Notify, Severity, Visibility, Wait,
-};
-use spice_proto::frame::{self, HeaderForm};
-use spice_proto::link::{
-    CommonCaps, LinkMess, LinkReply, LinkVersion, MECHANISM_TICKET, PUBLIC_KEY_LEN, TICKET_LEN, Welcome,
-};
-use spice_proto::tunnel::{
-    ClientMessage, GroupId, IpInfo, Layout, ServerMessage, ServiceAdd, ServiceId, ServiceKind, SocketId,
-};
 use spice_tunnel::capture::file::Reader;
 use spice_tunnel::capture::packet::segment;
 use spice_tunnel::capture::reassembly::{Limits, Piece, Reassembler, StreamId, Way};
 
-use super::{items, script, shown, table, tshark};
+use super::{items, script, shown, tshark};
 use crate::captures::recording::wire;
 use crate::captures::{self, Said};
 
@@ -39,7 +28,7 @@ const SERVER: &str = "192.0.2.2:5961";
 /// The sequence numbers wrap around soon.
 const FIRST: u32 = u32::MAX - 1000;
 
-type Piecewise = Vec<(Way, Vec<u8>)>;
+pub(super) type Piecewise = Vec<(Way, Vec<u8>)>;
 
 /// The tunnel of a capture: its bytes as they came.
 fn tunnel(capture: &Path) -> Piecewise {
@@ -71,7 +60,7 @@ fn tunnel(capture: &Path) -> Piecewise {
 }
 
 /// Puts bytes into packets of at most so many, and these into a file.
-fn packets(pieces: &Piecewise, largest: usize) -> Vec<Vec<u8>> {
+pub(super) fn packets(pieces: &Piecewise, largest: usize) -> Vec<Vec<u8>> {
     packets_between(end(CLIENT), pieces, largest)
 }
 
@@ -90,7 +79,7 @@ fn end(address: &str) -> SocketAddrV4 {
     address.parse().unwrap()
 }
 
-fn file(packets: Vec<Vec<u8>>) -> tempfile::NamedTempFile {
+pub(super) fn file(packets: Vec<Vec<u8>>) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
     let start = Duration::from_secs(1_800_000_000);
     let timed: Vec<_> =
@@ -251,101 +240,24 @@ fn a_tunnel_whose_beginning_is_not_captured_can_be_decoded_as_one() {
     assert_eq!(shown(file.path(), &["-d", "tcp.port==5961,spice_tunnel"]), said[first..]);
 }
 
-/// Every message of both tables, in both header forms and both layouts. Real captures have a few of them only.
-#[test]
-fn every_message_is_known() {
-    for (version, caps) in [
-        (LinkVersion::V2, vec![CommonCaps::OURS.bits()]),
-        (LinkVersion::V2, Vec::new()),
-        (LinkVersion::V2010, Vec::new()),
-    ] {
-        let (layout, form) = match version {
-            LinkVersion::V2010 => (Layout::A, HeaderForm::Full),
-            LinkVersion::V2 if caps.is_empty() => (Layout::B, HeaderForm::Full),
-            LinkVersion::V2 => (Layout::B, HeaderForm::Mini),
-        };
-        let mut pieces = link_stage(version, &caps);
-        for (way, bodies) in [(Way::Back, server_bodies()), (Way::Forth, client_bodies(layout))] {
-            for (serial, (kind, body)) in (1..).zip(&bodies) {
-                let mut message = Vec::new();
-                frame::put_header(form, &mut message, serial, *kind, body.len() as u32);
-                message.extend(body);
-                pieces.push((way, message));
-            }
-        }
-        let file = file(packets(&pieces, 1400));
-        let said = captures::said(file.path());
-        assert_eq!(shown(file.path(), &[]), said, "{version:?} {form:?}");
-        let of = |from: &str| -> BTreeSet<String> {
-            said.iter().filter(|step| step.from == from).map(|step| step.message.clone()).collect()
-        };
-        for (table_name, from) in [("SERVER_MESSAGES", "server"), ("CLIENT_MESSAGES", "client")] {
-            let known: BTreeSet<String> = table(table_name).into_values().collect();
-            assert_eq!(known.difference(&of(from)).count(), 0, "{from}: {:?}", known.difference(&of(from)));
-        }
-        let script = script();
-        let faults =
-            "spice_tunnel.malformed or spice_tunnel.unknown or spice_tunnel.incomplete or _ws.lua.error";
-        let remarks = tshark(&["-X", &script, "-Y", faults, "-V"], file.path());
-        assert!(remarks.is_empty(), "{version:?} {form:?}: {remarks}");
-    }
-}
-
-/// Messages with sub-messages: a LIST, and any other with the full header's `sub_list`.
-#[test]
-fn sub_messages_are_shown_within_their_carrier() {
-    let token = |socket: u8| [&[108, 0, 6, 0, 0, 0][..], &[socket, 0, 9, 0, 0, 0]].concat();
-    let list = |at: u8| {
-        let bytes = [&[2, 0][..], &[at + 10, 0, 0, 0], &[at + 22, 0, 0, 0], &token(4), &token(5)].concat();
-        assert_eq!(bytes.len(), 34);
-        bytes
-    };
-    let full = |serial: u8, kind: u8, size: u8, sub_list: u8| {
-        [&[serial, 0, 0, 0, 0, 0, 0, 0][..], &[kind, 0], &[size, 0, 0, 0], &[sub_list, 0, 0, 0]].concat()
-    };
-    let mut pieces = link_stage(LinkVersion::V2010, &[]);
-    pieces.push((Way::Back, [full(1, 8, 34, 0), list(0)].concat()));
-    pieces.push((Way::Back, [full(2, 104, 36, 2), vec![7, 0], list(2)].concat()));
-    let sound = file(packets(&pieces, 1400));
-    let script = script();
-    let arguments = ["-X", &script, "-Y", "spice_tunnel.sub_message", "-T", "fields"];
-    let fields =
-        ["-e", "spice_tunnel.message", "-e", "spice_tunnel.sub_message", "-e", "spice_tunnel.socket"];
-    let lines = tshark(&[&arguments[..], &fields[..]].concat(), sound.path());
-    let twice = "socket_token,socket_token";
-    assert_eq!(lines, format!("list\t{twice}\t4,5\nsocket_fin\t{twice}\t4,5,7\n"));
-    let malformed = ["-X", &script, "-Y", "spice_tunnel.malformed"];
-    assert!(tshark(&malformed, sound.path()).is_empty());
-
-    // One that is listed twice takes more room than there is.
-    let (_, bytes) = &mut pieces[4];
-    bytes[FULL_HEADER + 6] = 10;
-    bytes[FULL_HEADER + 12] = 15;
-    assert_eq!(tshark(&malformed, file(packets(&pieces, 1400)).path()).lines().count(), 1);
-}
-
 /// Whatever stands in a tunnel, the script makes no error of its own.
 #[test]
 fn nonsense_is_no_error_of_the_script() {
     let (pieces, _) = beginning();
-    let mut state = 7u64;
-    let mut dice = move |sides: usize| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as usize % sides
-    };
+    let mut dice = Dice(7);
     let mut all = Vec::new();
     for port in 20_000..20_060 {
         let mut pieces = pieces.clone();
-        for _ in 0..=dice(6) {
+        for _ in 0..=dice.roll(6) {
             // Behind the first, which says that it is a tunnel.
-            let piece = 1 + dice(pieces.len() - 1);
+            let piece = 1 + dice.roll(pieces.len() - 1);
             let bytes = &mut pieces[piece].1;
-            match dice(3) {
-                0 => bytes.truncate(dice(bytes.len())),
+            match dice.roll(3) {
+                0 => bytes.truncate(dice.roll(bytes.len())),
                 1 => bytes.extend([0xff; 3]),
                 _ => {
-                    let at = dice(bytes.len());
-                    bytes[at] = dice(256) as u8;
+                    let at = dice.roll(bytes.len());
+                    bytes[at] = dice.roll(256) as u8;
                 }
             }
             if bytes.is_empty() {
@@ -369,111 +281,18 @@ fn nonsense_is_no_error_of_the_script() {
     }
 }
 
-fn link_stage(version: LinkVersion, common: &[u32]) -> Piecewise {
-    let mess = LinkMess {
-        session_id: 0,
-        channel_type: 7,
-        channel_id: 0,
-        common_caps: common.to_vec(),
-        channel_caps: Vec::new(),
-    };
-    let welcome = Welcome {
-        public_key: Box::new([0; PUBLIC_KEY_LEN]),
-        common_caps: common.to_vec(),
-        channel_caps: Vec::new(),
-    };
-    let (mut asked, mut reply) = (Vec::new(), Vec::new());
-    mess.write(version, &mut asked);
-    LinkReply::Welcome(welcome).write(version, &mut reply);
-    let mut ticket = if common.is_empty() { Vec::new() } else { MECHANISM_TICKET.to_le_bytes().to_vec() };
-    ticket.extend([0; TICKET_LEN]);
-    vec![(Way::Forth, asked), (Way::Back, reply), (Way::Forth, ticket), (Way::Back, vec![0; 4])]
+/// Numbers that are the same in every run.
+pub(super) struct Dice(pub(super) u64);
+
+impl Dice {
+    /// Less than `sides`.
+    pub(super) fn roll(&mut self, sides: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % sides
+    }
 }
 
-/// Number and body of one message of each kind.
-fn server_bodies() -> Vec<(u16, Vec<u8>)> {
-    let (socket, service, tokens) = (SocketId(3), ServiceId(1), 5);
-    let disconnecting = Disconnecting { time_stamp: 9, reason: 0 };
-    let notify = Notify {
-        time_stamp: 9,
-        severity: Severity::Warn,
-        visibility: Visibility::High,
-        what: 0,
-        message: b"take care",
-    };
-    let base = [
-        BaseServerMessage::Migrate { flags: MigrateFlags::NEED_FLUSH },
-        BaseServerMessage::MigrateData { data: b"private" },
-        BaseServerMessage::SetAck { generation: 1, window: 20 },
-        BaseServerMessage::Ping { id: 1, timestamp: 2, padding: b"ballast" },
-        BaseServerMessage::WaitForChannels {
-            waits: vec![Wait { channel_type: 2, channel_id: 0, serial: 12 }; 2],
-        },
-        BaseServerMessage::Disconnecting(disconnecting),
-        BaseServerMessage::Notify(notify),
-        BaseServerMessage::List { body: &[0, 0] },
-    ];
-    let tunnel = [
-        ServerMessage::Init { max_sockets: 20, max_data: 2048 },
-        ServerMessage::ServiceIpMap { service, address: IpInfo::Invalid },
-        ServerMessage::ServiceIpMap { service, address: IpInfo::V4([198, 18, 1, 1].into()) },
-        ServerMessage::SocketOpen { socket, service, tokens },
-        ServerMessage::SocketFin { socket },
-        ServerMessage::SocketClose { socket },
-        ServerMessage::SocketData { socket, payload: b"" },
-        ServerMessage::SocketData { socket, payload: b"payload" },
-        ServerMessage::SocketClosedAck { socket },
-        ServerMessage::SocketToken { socket, tokens },
-    ];
-    let body = |write: &dyn Fn(&mut Vec<u8>)| {
-        let mut body = Vec::new();
-        write(&mut body);
-        body
-    };
-    let base = base.iter().map(|message| (message.kind(), body(&|out| message.write_body(out))));
-    base.chain(tunnel.iter().map(|message| (message.kind(), body(&|out| message.write_body(out))))).collect()
-}
-
-fn client_bodies(layout: Layout) -> Vec<(u16, Vec<u8>)> {
-    let (socket, service, tokens) = (SocketId(3), ServiceId(1), 5);
-    let add = |kind, name: &'static [u8]| {
-        let (group, port) = (GroupId(1), 631);
-        ClientMessage::ServiceAdd(ServiceAdd { kind, service, group, port, name, description: b"text" })
-    };
-    let base = [
-        BaseClientMessage::AckSync { generation: 1 },
-        BaseClientMessage::Ack,
-        BaseClientMessage::Pong { id: 1, timestamp: 2 },
-        BaseClientMessage::MigrateFlushMark,
-        BaseClientMessage::MigrateData { data: b"private" },
-        BaseClientMessage::Disconnecting(Disconnecting { time_stamp: 9, reason: 0 }),
-    ];
-    let tunnel = [
-        add(ServiceKind::Generic, b"name"),
-        add(ServiceKind::Generic, b""),
-        add(ServiceKind::Ipp(IpInfo::V4([192, 0, 2, 9].into())), b"printer"),
-        add(ServiceKind::Ipp(IpInfo::Invalid), b"printer"),
-        ClientMessage::ServiceRemove { service },
-        ClientMessage::SocketOpenAck { socket, tokens },
-        ClientMessage::SocketOpenNack { socket },
-        ClientMessage::SocketFin { socket },
-        ClientMessage::SocketClosed { socket },
-        ClientMessage::SocketClosedAck { socket },
-        ClientMessage::SocketData { socket, payload: b"payload" },
-        ClientMessage::SocketToken { socket, tokens },
-        ClientMessage::SocketReset { socket },
-    ];
-    let body = |write: &dyn Fn(&mut Vec<u8>)| {
-        let mut body = Vec::new();
-        write(&mut body);
-        body
-    };
-    let base = base.iter().map(|message| (message.kind(), body(&|out| message.write_body(out))));
-    let tunnel = tunnel.iter().map(|message| (message.kind(), body(&|out| message.write_body(layout, out))));
-    base.chain(tunnel).collect()
-}
-
-const FULL_HEADER: usize = 18;
+pub(super) const FULL_HEADER: usize = 18;
 
 /// Bytes on the wire of a step in a session of 2013, which has full headers.
 fn wire_length(step: &Said) -> usize {
