@@ -155,6 +155,23 @@ fn counts_what_others_count() {
 }
 
 #[test]
+fn every_capture_is_read_without_fault() {
+    let mut captures = 0;
+    for entry in std::fs::read_dir(capture("")).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.extension().is_some_and(|extension| extension == "pcap" || extension == "pcapng") {
+            continue;
+        }
+        captures += 1;
+        let output =
+            run(&path, &["--json", "--message", "malformed", "--message", "hole", "--message", "unknown"]);
+        let objects = objects(&output);
+        assert_eq!((output.status.code(), objects.len()), (Some(0), 0), "{path:?}: {objects:?}");
+    }
+    assert!(captures > 7, "only {captures} captures");
+}
+
+#[test]
 fn names_every_field() {
     let objects = objects(&run(&capture("tunnel-v1-pair.pcap"), &["--json", "--hex"]));
     let first = |channel: &str, message: &str| {
@@ -423,6 +440,73 @@ fn what_is_no_capture_is_said_to_be_none() {
         let output = run(&capture("wrong-ticket.pcap"), wrong);
         assert_eq!(output.status.code(), Some(2), "{wrong:?}");
     }
+}
+
+/// The packets of a little-endian pcap, each with its header.
+fn packets(file: &[u8]) -> Vec<&[u8]> {
+    let mut packets = Vec::new();
+    let mut start = 24;
+    while start < file.len() {
+        let length = u32::from_le_bytes(file[start + 8..start + 12].try_into().unwrap()) as usize;
+        packets.push(&file[start..start + 16 + length]);
+        start += 16 + length;
+    }
+    packets
+}
+
+/// What identifies a message of a connection with full headers.
+fn identity(object: &Value) -> String {
+    let keys = ["channel", "from", "message", "type", "serial", "size"];
+    keys.map(|key| object[key].to_string()).join(" ")
+}
+
+/// The tunnel's messages of the data stage in a capture of which packets are missing, and its holes; both checked against those of
+/// the whole capture.
+fn with_missing(packets: &[&[u8]], whole: &[Value]) -> (Vec<Value>, Vec<Value>, Output) {
+    let changed = tempfile::NamedTempFile::new().unwrap();
+    let file = std::fs::read(capture("tunnel-v2-pair.pcap")).unwrap();
+    std::fs::write(changed.path(), [&file[..24], &packets.concat()].concat()).unwrap();
+    let output = run(changed.path(), &["--json", "--channel", "tunnel"]);
+    assert!(!stderr(&output).contains("panicked"), "{}", stderr(&output));
+    let (holes, messages): (Vec<Value>, Vec<Value>) = objects(&output)
+        .into_iter()
+        .filter(|object| !object["type"].is_null() || object["message"] == "hole")
+        .partition(|object| object["message"] == "hole");
+    let known: std::collections::BTreeSet<String> = whole.iter().map(identity).collect();
+    for message in &messages {
+        assert!(known.contains(&identity(message)), "nobody said {message}");
+    }
+    (messages, holes, output)
+}
+
+#[test]
+fn what_is_missing_is_a_line_and_the_rest_is_found_again() {
+    let file = std::fs::read(capture("tunnel-v2-pair.pcap")).unwrap();
+    let packets = packets(&file);
+    let whole = objects(&run(&capture("tunnel-v2-pair.pcap"), &["--json"]));
+    let said =
+        whole.iter().filter(|object| object["channel"] == "tunnel" && !object["type"].is_null()).count();
+
+    let some: Vec<&[u8]> = packets
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| *index < 300 || index % 100 != 0)
+        .map(|(_, packet)| *packet)
+        .collect();
+    let (messages, holes, output) = with_missing(&some, &whole);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        !holes.is_empty() && holes.iter().all(|hole| hole["fields"]["cause"] == "not_captured"),
+        "{holes:?}"
+    );
+    assert!(messages.len() * 10 > said * 9, "{} of {said} messages, with {holes:?}", messages.len());
+
+    // From the middle on: no fault, but said.
+    let (messages, holes, output) = with_missing(&packets[400..], &whole);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(!holes.is_empty() && holes.iter().all(|hole| hole["fields"]["cause"].is_null()), "{holes:?}");
+    assert!(messages.len() > 300, "{} messages", messages.len());
+    assert!(stderr(&output).contains("before the capture"), "{}", stderr(&output));
 }
 
 /// Runs within an address space of a gigabyte, and is not expected to need it.
