@@ -576,7 +576,17 @@ fn changed_bytes_do_no_harm() {
         }
         std::fs::write(changed.path(), &file).unwrap();
         let output = run_confined(changed.path());
-        bad += usize::from(check_damaged(&output, &format!("round {round}")));
+        let is_bad = check_damaged(&output, &format!("round {round}"));
+        bad += usize::from(is_bad);
+        let text = run(changed.path(), &["--hex"]);
+        assert_eq!(text.status.code(), Some(i32::from(is_bad)), "round {round}: {}", stderr(&text));
+        let text = stdout(&text);
+        let steers = |c: char| c.is_control() && c != '\n';
+        assert!(
+            !text.contains(steers),
+            "round {round}: {:?}",
+            text.lines().find(|line| line.contains(steers))
+        );
     }
     assert!(bad > 20, "only {bad} of the changed files were found to be bad");
 }
