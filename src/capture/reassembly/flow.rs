@@ -183,9 +183,19 @@ impl Flow {
         }
     }
 
+    /// Begins at this number, or begins there after all. Nothing was passed on yet.
     fn start_at(&mut self, seq: u32) {
-        // The upper half leaves room below for what is older than the first segment.
-        let position = (1 << 32) | u64::from(seq);
+        let position = if self.start.is_some() {
+            self.next.wrapping_add_signed(distance(on_wire(self.next), seq))
+        } else {
+            // The upper half leaves room below for what is older than the first segment.
+            (1 << 32) | u64::from(seq)
+        };
+        if position > self.next {
+            // What waits may be before the beginning, and then it is not of this connection.
+            self.waiting.clear();
+            self.held = 0;
+        }
         self.start = Some(position);
         self.next = position;
     }

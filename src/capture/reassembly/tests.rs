@@ -434,6 +434,17 @@ fn a_missing_answer_is_concluded_from_its_acknowledgement() {
     ]);
 }
 
+/// Found by fuzzing: the concluded beginning and the true one are on different sides of the wrap-around.
+#[test]
+fn a_direction_may_begin_earlier_than_was_concluded_and_wrap_around() {
+    let mut script = Script::new();
+    script.client(1000, 0, "SYN", b"");
+    script.client(1001, 2, "ACK", b"");
+    script.server(10, 1001, "ACK", b"later");
+    script.server(u32::MAX - 1, 1001, "ACK", b"begins here!");
+    script.expect(&["0 opened 10.0.0.1:40000 10.0.0.2:5930 from its start", "0 < begins here!", "0 < later"]);
+}
+
 #[test]
 fn copies_of_a_syn_change_nothing() {
     let mut script = Script::new();
