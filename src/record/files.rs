@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -124,7 +124,8 @@ impl OpenFile {
 fn create(path: &Path) -> io::Result<OpenFile> {
     match fs::metadata(path) {
         Ok(found) if !found.is_file() => {
-            let file = OpenOptions::new().write(true).open(path)?;
+            // To open a pipe for writing only would wait for its reader, and end with it.
+            let file = OpenOptions::new().read(found.file_type().is_fifo()).write(true).open(path)?;
             return Ok(OpenFile { file, regular: false, len: 0 });
         }
         Ok(_) => fs::remove_file(path)?,
