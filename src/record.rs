@@ -8,11 +8,13 @@
 //!  guest's card ─ Frames┘   16 MiB               └─ card: frames, rotation ─────────────────┘   pcapng
 //! ```
 //!
-//! Traffic is copied once, into the queue, with its time. A thread takes it from there, so that a slow disk never holds up
-//! traffic: when the queue is full, what comes is dropped and counted. Dropped are whole messages, and the sequence numbers go on
-//! over them, so that readers see a hole of exactly that size with a message behind it. The cores, [`links`] and [`card`], do no I/O.
+//! Traffic is copied once, into the queue, with its time. A thread takes it from there, so that a slow disk never
+//! holds up traffic: when the queue is full, what comes is dropped and counted. It goes on where a message
+//! begins, and the sequence numbers go on over what was dropped, so that readers see a hole of exactly that size with a
+//! message behind it. The cores, [`links`] and [`card`], do no I/O.
 //!
-//! Tickets and passwords never come here: a link is recorded from behind its link stage, and the one in the file is made up.
+//! Tickets and passwords never come here: a link is recorded from behind its link stage, and the one in the file is
+//! made up.
 
 mod card;
 mod clock;
@@ -58,7 +60,8 @@ const LAST_WRITES: Duration = Duration::from_secs(5);
 pub struct Options {
     /// The current file. Full ones are moved to `FILE.1`, `FILE.2` and so on.
     pub path: PathBuf,
-    /// How long a file may become, in bytes; `None`: as long as it likes. It ends with a whole message, so it can be a little longer.
+    /// How long a file may become, in bytes; `None`: as long as it likes. It ends with a whole message, so it can be
+    /// a little longer.
     pub limit: Option<u64>,
     /// How many files are kept, the current one included. At least 1.
     pub files: u32,
@@ -157,8 +160,8 @@ impl Drop for Closer {
 }
 
 impl Recording {
-    /// Ends the recording when all that is queued is written, or after 5 s. What is noted from now on is not recorded: whatever is
-    /// recorded should be over.
+    /// Ends the recording when all that is queued is written, or after 5 s. What is noted from now on is not
+    /// recorded: whatever is recorded should be over.
     ///
     /// Cancel safe in that the writing goes on; nobody waits for it then.
     pub async fn finish(self) -> Outcome {
@@ -209,8 +212,8 @@ pub struct Links {
 }
 
 impl Links {
-    /// Records `stream`, whose link stage led to `linked`, and in which we are the end `ours`. `ends` are its addresses, if it has any.
-    /// `linked.leftover` is recorded here; it need not be passed through the stream.
+    /// Records `stream`, whose link stage led to `linked`, and in which we are the end `ours`. `ends` are its
+    /// addresses, if it has any. `linked.leftover` is recorded here; it need not be passed through the stream.
     pub fn tap<S>(&self, stream: S, linked: &Linked, ours: Sender, ends: Option<Ends>) -> Tap<S> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let ends = ends.unwrap_or_else(|| Ends::example(number));

@@ -350,13 +350,22 @@ fn packets(path: &Path, filter: &str) -> usize {
 }
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack.windows(needle.len()).any(|window| window == needle)
+    let first = needle[0];
+    let mut at = 0;
+    while let Some(next) = haystack[at..].iter().position(|byte| *byte == first) {
+        at += next;
+        if haystack[at..].starts_with(needle) {
+            return true;
+        }
+        at += 1;
+    }
+    false
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_ends_record_what_was_said_and_no_secret() {
     let world = World::new().await;
-    let sent: Vec<Vec<u8>> = [0, 1, 100_000, 3_000_000].map(|len| pattern(len as u32, len)).into();
+    let sent: Vec<Vec<u8>> = [0, 1, 100_000, 1_000_000].map(|len| pattern(len as u32, len)).into();
     for data in &sent {
         world.exchange(data).await;
     }

@@ -75,7 +75,8 @@ impl Files {
         Ok(())
     }
 
-    /// Moves the files out of the way, the oldest one away, and begins the next. Who still writes to one of them goes on to.
+    /// Moves the files out of the way, the oldest one away, and begins the next. Who still writes to one of them goes
+    /// on to.
     fn rotate(&mut self) -> io::Result<()> {
         let mut from = self.keep;
         while from > 1 {
@@ -119,8 +120,8 @@ impl OpenFile {
     }
 }
 
-/// Creates a file that only its owner can read. One that is there is replaced, as every recorder does; whoever has it open keeps it. What is no file, as a
-/// pipe, is written to.
+/// Creates a file that only its owner can read. One that is there is replaced, as every recorder does; whoever has it
+/// open keeps it. What is no file, as a pipe, is written to.
 fn create(path: &Path) -> io::Result<OpenFile> {
     match fs::metadata(path) {
         Ok(found) if !found.is_file() => {

@@ -2,10 +2,11 @@
 //!
 //! # Rotation
 //!
-//! Every file can be read by itself: it begins each connection that lives with a SYN and the link stage, and the first
-//! byte behind is the first of a message. The two directions hardly ever stand between two messages at the same time, so each
-//! changes files by itself: when a file is full the next one begins, and what is still to come of the message that a
-//! direction is within goes to the old one. The sequence numbers go on over files; the link stage's end where the next message begins.
+//! Every file can be read by itself: it begins each connection that lives with a SYN and the link stage, and the
+//! first byte behind is the first of a message. The two directions hardly ever stand between two messages at the same
+//! time, so each changes files by itself: when a file is full the next one begins, and what is still to come of the
+//! message that a direction is within goes to the old one. The sequence numbers go on over files; the link stage's
+//! end where the next message begins.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -278,7 +279,8 @@ impl Core for LinksCore {
     }
 }
 
-/// Opens a link in a file: the connection, then the link stage, which ends right before the bytes at the offsets `first`.
+/// Opens a link in a file: the connection, then the link stage, which ends right before the bytes at the offsets
+/// `first`.
 fn begin(
     part: &mut Part,
     time: Duration,

@@ -14,8 +14,8 @@ const LEAST: u64 = 64 << 10;
 /// The options that every recording has.
 #[derive(Debug, Clone, Args)]
 pub struct RotationArgs {
-    /// Begin a new file when the recording has this size: bytes, or with K, M or G behind it. `none`: never. A recording
-    /// that somebody forgot must not fill the disk of a host
+    /// Begin a new file when the recording has this size: bytes, or with K, M or G behind it. `none`: never. A
+    /// recording that somebody forgot must not fill the disk of a host
     #[arg(long, value_name = "SIZE", default_value_t = Limit::DEFAULT)]
     pub capture_limit: Limit,
 

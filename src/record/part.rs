@@ -1,6 +1,7 @@
 //! One file of a recording as pcapng blocks, still in memory: the shell writes out what is pending.
 //!
-//! The blocks are pcap-file's. It is told to write whole blocks into a buffer, so that what reaches the file never ends within one.
+//! The blocks are pcap-file's. It is told to write whole blocks into a buffer, so that what reaches the file never
+//! ends within one.
 
 use std::borrow::Cow;
 use std::io;

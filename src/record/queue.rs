@@ -62,8 +62,8 @@ impl<E> Queue<E> {
         }
     }
 
-    /// Puts in what `make` gives, which holds `bytes` bytes, unless the queue is full: then it is counted as dropped. Gives whether
-    /// there was room.
+    /// Puts in what `make` gives, which holds `bytes` bytes, unless the queue is full: then it is counted as dropped.
+    /// Gives whether there was room.
     pub(super) fn offer(&self, bytes: usize, make: impl FnOnce() -> E) -> bool {
         if self.is_stopped() {
             return false;

@@ -98,7 +98,7 @@ pub(super) struct Notes {
 
 /// One direction.
 struct Way {
-    /// Follows the messages, so that what is dropped is whole messages and files begin with one.
+    /// Follows the messages, so that files and what comes behind a drop begin with one.
     skimmer: FrameSkimmer,
     /// Bytes that the message in hand lacks.
     left: u32,

@@ -1,8 +1,9 @@
 //! TCP/IP around bytes that never were in such packets: one connection as one file tells it.
 //!
-//! The connection itself is real, and so are its addresses and the order and time of its bytes. Its segments are made here: as
-//! long as an IP packet can be, each acknowledged before long, none ever lost, so that no reader has to guess. Bytes that the recorder dropped leave a
-//! gap in the sequence numbers, which is acknowledged at once: it was the recorder that missed them, not the peer.
+//! The connection itself is real, and so are its addresses and the order and time of its bytes. Its segments are made
+//! here: as long as an IP packet can be, each acknowledged before long, none ever lost, so that no reader has to
+//! guess. Bytes that the recorder dropped leave a gap in the sequence numbers, which is acknowledged at once: it was
+//! the recorder that missed them, not the peer.
 //!
 //! Headers are written by hand: smoltcp's are at hand, but with IPv6 it would grow the netstack that shares it.
 
@@ -40,8 +41,8 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// For a link that has no addresses, as over a Unix socket: those of RFC 5737, which belong to nobody. Links differ in the
-    /// client's port.
+    /// For a link that has no addresses, as over a Unix socket: those of RFC 5737, which belong to nobody. Links
+    /// differ in the client's port.
     pub fn example(number: u64) -> Self {
         let port = u16::try_from(49_152 + number % 16_384).unwrap_or(u16::MAX);
         Self {
@@ -124,7 +125,8 @@ impl Conversation {
 
     /// Adds the payload `buffer[at..]`, before which there is [`HEADROOM`]. What is before the payload is overwritten.
     ///
-    /// `seq` is the sequence number of its first byte; where it is ahead of the last one, the bytes between were dropped.
+    /// `seq` is the sequence number of its first byte; where it is ahead of the last one, the bytes between were
+    /// dropped.
     pub(super) fn data(
         &mut self,
         part: &mut Part,
