@@ -7,8 +7,8 @@
 --
 -- What it does. Every channel of a Spice session is a TCP connection of its own, and says in its first message which channel
 -- it is. This dissector takes those that say 7, on any port, also under TLS whose keys Wireshark has, and leaves all others
--- to Wireshark's own Spice dissector, which loses step in a tunnel behind the client's first message. (The first frame of the
--- others passes through here: "Protocols in frame" shows it, nothing else does.)
+-- to Wireshark's own Spice dissector, which loses step in a tunnel behind the client's first message. (The link message
+-- of the others passes through here: "Protocols in frame" shows it, and a header in a packet of its own is shown with the rest.)
 -- Where another protocol owns the port, as VNC does 5900, or the capture begins behind the link stage: Decode As, TCP port,
 -- SPICE_TUNNEL (not SPICE). Then all connections of that port come here first, and those of other channels are handed on.
 --
