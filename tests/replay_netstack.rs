@@ -210,6 +210,7 @@ fn a_changed_byte_of_the_guest_is_found() {
         assert_eq!((difference.verdict, difference.subject), (Verdict::Different, Subject::Bytes));
         assert!(difference.captured.contains("byte 5 from the guest"), "{difference:?}");
         assert_eq!(difference.place.connection, Some(0), "{difference:?}");
+        assert!(difference.captured.contains("10.0.2.15:"), "{difference:?}");
     }
 }
 
@@ -338,10 +339,21 @@ fn a_network_that_takes_no_connections_is_found() {
 
 #[test]
 fn a_network_that_gives_up_too_soon_is_found() {
-    // The window is closed for long in the last scenario, to a service that reads slowly.
+    // A connect waits for the client's answer, which took milliseconds.
     let report = run_with(PAIRS[0], |config| config.connect_deadline = Duration::from_micros(1));
     assert_eq!(report.verdict(), Verdict::Different, "{}", text(&report));
     assert!(text(&report).contains("ICMP destination unreachable, code 1"), "{}", text(&report));
+}
+
+#[test]
+fn how_much_today_keeps_changes_nothing() {
+    for size in [4096, 10_000, 1 << 22] {
+        let report = run_with(PAIRS[0], |config| {
+            config.send_buffer = size;
+            config.receive_buffer = size;
+        });
+        assert_eq!(report.verdict(), Verdict::Equal, "{size}:\n{}", text(&report));
+    }
 }
 
 /// A generator of numbers, so that a failure can be had again.

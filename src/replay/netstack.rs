@@ -21,7 +21,7 @@
 //!
 //! ## Two readings
 //!
-//! The files are read twice. The first time ([`survey`]) tells who the guest is and how the captured network was laid out: its
+//! The files are read twice. The first time (`survey.rs`) tells who the guest is and how the captured network was laid out: its
 //! subnet, its own address, which address each service had. Today's network is laid out alike; the services' addresses
 //! are put into its address book as if it had given them.
 //!
@@ -64,7 +64,7 @@
 //!
 //! ## Bounds
 //!
-//! Everything that waits, or is ahead of its counterpart, is charged to one budget over all connections ([`budget`]);
+//! Everything that waits, or is ahead of its counterpart, is charged to one budget over all connections (`budget.rs`);
 //! tables have limits of their own. What goes beyond is given up with a finding.
 
 mod budget;

@@ -18,7 +18,7 @@ use super::budget::{Budget, Kept};
 use super::frame::{ACK, FIN, Outgoing, PSH, RST, SYN, Tcp};
 use super::judge::Finding;
 use super::twin::Twin;
-use crate::replay::report::Subject;
+use crate::replay::report::{Place, Subject};
 
 /// Captured segments that may wait for today's netstack, on one connection.
 const MAX_QUEUE: usize = 65_536;
@@ -67,6 +67,8 @@ pub(super) struct Guest {
     pub(super) began: Duration,
     /// Number of the captured tunnel socket that it goes with.
     pub(super) socket: Option<u64>,
+    /// Where the tunnel's capture has it.
+    pub(super) place: Place,
     /// Today's server asked the client for it: the socket's id and the tokens.
     pub(super) opened_today: Option<(SocketId, u32)>,
     mac: MacAddress,
@@ -162,6 +164,7 @@ impl Guest {
             to: tcp.to,
             began,
             socket: None,
+            place: Place::default(),
             opened_today: None,
             mac,
             syn: Syn { seq: tcp.seq, window: tcp.window, mss: tcp.mss, scale: tcp.scale },
@@ -459,6 +462,11 @@ impl Guest {
     }
 
     // ---- how far it is ----
+
+    /// How a finding names it.
+    pub(super) fn name(&self) -> String {
+        format!("{} to {}", self.from, self.to)
+    }
 
     pub(super) fn is_incomplete(&self) -> bool {
         self.incomplete.is_some()

@@ -26,6 +26,8 @@ pub(super) struct Socket {
     pub(super) opened: Duration,
     /// Number of the guest's connection that it goes with.
     pub(super) guest: Option<u64>,
+    /// How a finding names it.
+    pub(super) name: String,
     /// What today's server calls it.
     pub(super) id_today: Option<SocketId>,
     captured: Said,
@@ -104,6 +106,7 @@ impl Socket {
             service,
             opened,
             guest: None,
+            name: "a connection".to_owned(),
             id_today: None,
             captured: Said::default(),
             client: Client::default(),

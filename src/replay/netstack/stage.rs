@@ -339,10 +339,10 @@ impl<'a> Stage<'a> {
                 break;
             }
         }
-        self.end_tunnel(true);
         for number in self.guests.keys().copied().collect::<Vec<_>>() {
             self.conclude(number, true);
         }
+        self.end_tunnel(true);
         let mut found = Vec::new();
         let survey = &self.survey;
         self.link.judge(self.options.strict, |address| survey.exists(address), &mut found);
@@ -386,9 +386,8 @@ impl<'a> Stage<'a> {
         }
         let mut found = Vec::new();
         guest.judge(self.options.strict, over, &mut found);
-        let mut place = self.place_of(&guest);
-        place.time = Some(self.since_start(guest.began));
-        let name = format!("{} to {}", guest.from, guest.to);
+        let place = Place { time: Some(self.since_start(guest.began)), ..guest.place };
+        let name = guest.name();
         let comparable = found.iter().all(Finding::is_difference);
         for finding in found {
             self.report.add(finding.difference(place, &name));

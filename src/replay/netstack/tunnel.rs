@@ -314,7 +314,9 @@ impl Stage<'_> {
             return;
         };
         guest.socket = Some(number);
+        guest.place = place_of(tunnel.stream, socket);
         socket.guest = Some(waiting);
+        socket.name = guest.name();
         if let Some((id, tokens)) = guest.opened_today {
             socket.opened_today(id, tokens);
             tunnel.alone.remove(&id);
@@ -562,7 +564,7 @@ impl Stage<'_> {
 
     fn conclude_socket(&mut self, number: u64, cut: bool) {
         let Some(tunnel) = &mut self.tunnel else { return };
-        let Some(socket) = tunnel.sockets.remove(&number) else { return };
+        let Some(mut socket) = tunnel.sockets.remove(&number) else { return };
         if tunnel.by_id.get(&socket.id) == Some(&number) {
             tunnel.by_id.remove(&socket.id);
         }
@@ -572,42 +574,35 @@ impl Stage<'_> {
             tunnel.by_today.remove(&id);
         }
         tunnel.unpaired.retain(|waiting| *waiting != number);
+        if socket.guest.is_none()
+            && let Some(destination) = tunnel.destination(socket.service)
+        {
+            socket.name = format!("a connection to {destination}");
+        }
         let place = Place {
-            time: None,
-            stream: Some(tunnel.stream.0),
-            connection: Some(number),
-            socket: Some(socket.id.0),
-            service: Some(socket.service.0),
+            time: Some(self.since_start(socket.opened)),
+            ..self.tunnel.as_ref().map_or(Place::default(), |tunnel| place_of(tunnel.stream, &socket))
         };
-        let destination = tunnel.destination(socket.service);
-        let place = Place { time: Some(self.since_start(socket.opened)), ..place };
         let guest = socket.guest.and_then(|guest| self.guests.get(&guest));
         let mut found = Vec::new();
         if !guest.is_some_and(Guest::is_incomplete) {
             socket.judge(cut, &mut found);
         }
-        let name = match (guest, destination) {
-            (Some(guest), _) => format!("{} to {}", guest.from, guest.to),
-            (None, Some(destination)) => format!("a connection to {destination}"),
-            (None, None) => "a connection".to_owned(),
-        };
         for finding in found {
-            self.report.add(finding.difference(place, &name));
+            self.report.add(finding.difference(place, &socket.name));
         }
         let compared = self.report.compared(Part::Netstack);
         compared.bytes_up = compared.bytes_up.saturating_add(socket.compared());
     }
+}
 
-    /// Where a connection of the guest is found in the tunnel's capture.
-    pub(super) fn place_of(&self, guest: &Guest) -> Place {
-        let Some(tunnel) = &self.tunnel else { return Place::default() };
-        let socket = guest.socket.and_then(|number| tunnel.sockets.get(&number));
-        Place {
-            time: None,
-            stream: Some(tunnel.stream.0),
-            connection: guest.socket,
-            socket: socket.map(|socket| socket.id.0),
-            service: socket.map(|socket| socket.service.0),
-        }
+/// Where a socket is found in the tunnel's capture.
+fn place_of(stream: StreamId, socket: &Socket) -> Place {
+    Place {
+        time: None,
+        stream: Some(stream.0),
+        connection: Some(socket.number),
+        socket: Some(socket.id.0),
+        service: Some(socket.service.0),
     }
 }
