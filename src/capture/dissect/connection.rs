@@ -196,8 +196,10 @@ impl Connection {
                 Holed::Lost(message) => self.lose(way, Some(missing), Some(cause), message),
             },
             Half::Lost(lost) => {
-                lost.missing = lost.missing.map(|before| before.saturating_add(missing));
-                lost.cause = lost.cause.or(Some(cause));
+                if let Some(before) = lost.missing {
+                    lost.missing = Some(before.saturating_add(missing));
+                    lost.cause = lost.cause.or(Some(cause));
+                }
                 lost.search.hole();
             }
             Half::Start(_) | Half::Link => {

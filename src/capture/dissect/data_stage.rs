@@ -6,6 +6,7 @@ use spice_proto::names::Sender;
 use super::bodies;
 use super::knowledge::Knowledge;
 use super::out::Out;
+use super::resync::LOST;
 use super::sizes;
 use super::{Body, Head, Message, What};
 
@@ -227,6 +228,17 @@ impl Framer {
         if size > limit {
             return Some(format!(
                 "the {who} announced a message of type {kind} with a body of {size} bytes, expected at most {limit}"
+            ));
+        }
+        // Serials alone say nothing, because nobody checks them.
+        if let (Some(serial), Some(last), Some(channel_type)) =
+            (head.serial, self.serial, know.channel_type())
+            && !(1..=LOST).contains(&serial.wrapping_sub(last))
+            && !sizes::of(channel_type, self.from, kind).is_some_and(|sizes| sizes.contains(&size))
+        {
+            return Some(format!(
+                "expected a message header from the {who} with a serial above {last}, got {serial} with type {kind} and \
+                 size {size}, which do not go together"
             ));
         }
         None

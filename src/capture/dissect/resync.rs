@@ -275,16 +275,12 @@ impl Chain {
                 Some(2..=SKIPPED) => 0,
                 _ => return None,
             },
-            (Some(serial), None, Some(last)) => match serial.checked_sub(last) {
-                Some(1..=LOST) => 3,
-                _ => return None,
-            },
-            (Some(serial), None, None) => {
-                if serial == 0 || serial > LARGEST {
-                    return None;
-                }
-                if serial <= SMALLISH { 2 } else { 1 }
-            }
+            (Some(serial), None, Some(last)) if (1..=LOST).contains(&serial.wrapping_sub(last)) => 3,
+            // The last one that was seen may have been a damaged one.
+            (Some(0), None, _) => return None,
+            (Some(serial), None, _) if serial <= SMALLISH => 2,
+            (Some(serial), None, _) if serial <= LARGEST => 1,
+            (Some(_), None, _) => return None,
         };
         let client = self.client.that_fit(Sender::Client, head, body, clues.layout);
         let server = self.server.that_fit(Sender::Server, head, body, clues.layout);
@@ -428,7 +424,7 @@ const STARTS: usize = 64;
 const SKIPPED: u64 = 1000;
 
 /// Messages that a hole may take.
-const LOST: u64 = 1 << 24;
+pub(super) const LOST: u64 = 1 << 24;
 
 /// A serial that young connections have.
 const SMALLISH: u64 = 1 << 16;

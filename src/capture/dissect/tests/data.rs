@@ -75,6 +75,29 @@ fn an_insane_size_is_left_behind() {
 }
 
 #[test]
+fn a_size_that_is_a_little_wrong_costs_few_messages() {
+    let none = CommonCaps::empty();
+    let data = |serial| full(serial, 106, &[7; 100]);
+    for wrong in [90u8, 99, 101, 118, 200] {
+        let mut damaged = data(2);
+        damaged[10] = wrong;
+        let mut script = Script::new();
+        script.linked(TUNNEL, none).back(&full(1, 101, &[20, 0, 0, 8, 0, 0])).back(&damaged);
+        (3..20).for_each(|serial| {
+            script.back(&data(serial));
+        });
+        let lines = script.lines();
+        assert!(lines.iter().any(|line| line.contains("malformed")), "{wrong}: {lines:?}");
+        let whole = lines.iter().filter(|line| *line == "server socket_data 100").count();
+        assert!(whole >= 14, "{wrong}: {lines:?}");
+    }
+    // Serials that stand still are odd, and nothing more.
+    let mut script = Script::new();
+    script.linked(TUNNEL, none).back(&data(9)).back(&data(0)).back(&data(0));
+    script.expect(&["server socket_data 100"; 3]);
+}
+
+#[test]
 fn long_bodies_are_kept_only_where_they_are_parsed() {
     let mut script = Script::new();
     script.linked(MAIN, OURS).back(&mini(4, &[0; 12])[..6]);
