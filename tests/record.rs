@@ -13,16 +13,19 @@ use std::time::Duration;
 use clap::Parser;
 use server_glue::nic::Nic;
 use server_glue::proxy::Backend;
+use spice_proto::frame::{HeaderForm, put_header};
+use spice_proto::handshake::Linked;
+use spice_proto::link::{ChannelType, CommonCaps};
 use spice_proto::names::Sender;
 use spice_proto::ticket::Password;
-use spice_proto::tunnel::{ClientMessage, ServerMessage};
+use spice_proto::tunnel::{ClientMessage, Layout, ServerMessage, SocketId};
 use spice_tunnel::capture::dissect::{self, Body, End, What};
 use spice_tunnel::capture::reader::SpiceReader;
 use spice_tunnel::capture::reassembly::{Limits, Piece, Reassembler, Way};
 use spice_tunnel::capture::{file, packet};
 use spice_tunnel::cli::{Cli, Command as Verb};
 use spice_tunnel::guest::{Config, Guest, GuestStream};
-use spice_tunnel::record::{self, Options, Outcome, Recording};
+use spice_tunnel::record::{self, Ends, Options, Outcome, Recording};
 use spice_tunnel::serve::{Parts, Server};
 use spice_tunnel::{connect, serve};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -634,4 +637,59 @@ async fn a_file_that_is_there_is_replaced_and_not_shared() {
     let mut text = String::new();
     held.read_to_string(&mut text).unwrap();
     assert_eq!(text, "what was there");
+}
+
+#[tokio::test]
+async fn packets_are_right_with_any_addresses() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("addresses");
+    let (recording, links) = record::links(&Options::new(&path)).unwrap();
+    let linked = Linked {
+        channel_type: ChannelType::TUNNEL.0,
+        channel_id: 0,
+        session_id: 0,
+        header: HeaderForm::Mini,
+        layout: Layout::B,
+        peer_common: CommonCaps::OURS,
+        common: CommonCaps::OURS,
+        peer_channel_caps: client_glue::channel_caps(),
+        leftover: Vec::new(),
+    };
+    let ends = |client: &str, server: &str| {
+        Some(Ends { client: client.parse().unwrap(), server: server.parse().unwrap() })
+    };
+    let cases = [
+        ends("[2001:db8::1]:50000", "[2001:db8::2]:5900"),
+        ends("192.0.2.77:50001", "[::ffff:192.0.2.78]:5900"),
+        ends("192.0.2.77:50002", "[2001:db8::2]:5900"),
+        None,
+        None,
+    ];
+    for (number, ends) in cases.into_iter().enumerate() {
+        let (near, mut far) = tokio::io::duplex(1 << 20);
+        let mut tap = links.tap(near, &linked, Sender::Client, ends);
+        // Of every length that checksums and the longest packet have to do with.
+        for len in [0, 1, 2, 3, 4, 255, 65_400 + number, 65_468, 65_494, 200_001] {
+            let message =
+                ClientMessage::SocketData { socket: SocketId(0), payload: &pattern(len as u32, len) };
+            let mut bytes = Vec::new();
+            put_header(HeaderForm::Mini, &mut bytes, 0, message.kind(), message.body_len(Layout::B) as u32);
+            message.write_body(Layout::B, &mut bytes);
+            tap.write_all(&bytes).await.unwrap();
+            far.read_exact(&mut bytes).await.unwrap();
+        }
+    }
+    recording.finish().await.result.unwrap();
+    let told = tell(&path);
+    assert!(told.iter().all(|told| told.from_client.len() == 10 && told.end == Some(End::Closed)));
+    let clients: Vec<String> = told.iter().map(|told| told.client.unwrap().to_string()).collect();
+    let expected = [
+        "[2001:db8::1]:50000",
+        "192.0.2.77:50001",
+        "[::ffff:192.0.2.77]:50002",
+        "192.0.2.1:49155",
+        "192.0.2.1:49156",
+    ];
+    assert_eq!(clients, expected);
+    assert_eq!(tshark(&path), Vec::<String>::new());
 }
