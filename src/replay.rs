@@ -18,6 +18,7 @@
 mod capture;
 mod channel;
 mod link;
+pub mod live;
 mod messages;
 pub mod netstack;
 pub mod report;
@@ -30,6 +31,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use spice_proto::ticket::Password;
 use tokio_util::sync::CancellationToken;
 use tunnel_channel::Role;
 
@@ -38,6 +40,7 @@ use self::report::{Difference, Part, Place, Report, Subject, Verdict};
 use crate::capture::dissect;
 use crate::capture::file::{FileError, Reader};
 use crate::capture::reader::SpiceReader;
+use crate::password::{self, PasswordFileError};
 
 /// What `replay` is told.
 #[derive(Debug, Clone, Args)]
@@ -63,6 +66,19 @@ pub struct ReplayArgs {
     #[arg(long)]
     pub strict: bool,
 
+    /// Play the captured client against this running server instead, with a fresh link and ticket, as a companion beside
+    /// the viewer. Its guest must do what the captured guest did: open the same connections, send the same bytes
+    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["role", "nic", "strict"])]
+    pub live: Option<String>,
+
+    /// With --live: file whose first line is the password of the Spice session
+    #[arg(long, value_name = "FILE", requires = "live")]
+    pub password_file: Option<PathBuf>,
+
+    /// With --live: give up when nothing came from the guest for so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, requires = "live")]
+    pub wait: u64,
+
     /// Print one JSON object a line: the differences, and last a summary
     #[arg(long)]
     pub json: bool,
@@ -79,10 +95,15 @@ What is compared, for each connection of the guest: whether it was opened, accep
 directions, and behind which byte each ended; how the connection ended; services and their addresses; messages that are
 refused; data that was sent without credit.
 
+With --live, today's client channel does on each connection that the live guest opens what the captured client did on
+its next connection to the same service, as fast as the guest lets it; --wait ends it. Compared are the services' addresses, the
+guest's bytes, and the ends of connections. A connection that the guest never opens cannot be compared.
+
 Exit code: 0 equal; 1 something is different, or cannot be compared (a hole, damage, nothing to replay); 2 wrong usage.
 
-Example:
-  spice-tunnel replay captures/tunnel-v1-pair.pcap --nic captures/tunnel-v1-pair.guest.pcap";
+Examples:
+  spice-tunnel replay captures/tunnel-v1-pair.pcap --nic captures/tunnel-v1-pair.guest.pcap
+  spice-tunnel replay yesterday.pcapng --live vm.example:5900 --password-file ticket";
 
 /// Which part of today's code is played.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -134,6 +155,12 @@ pub enum Error {
         /// Why.
         source: FileError,
     },
+    /// There is no live server to play against.
+    #[error(transparent)]
+    Live(#[from] live::LiveError),
+    /// The password file is of no use.
+    #[error(transparent)]
+    PasswordFile(#[from] PasswordFileError),
     /// Nobody reads what is printed.
     #[error("cannot print")]
     Print(#[source] io::Error),
@@ -153,12 +180,26 @@ pub async fn run(args: ReplayArgs, shutdown: CancellationToken) -> Result<ExitCo
         return Ok(ExitCode::from(2));
     }
     let json = args.json;
-    let work = tokio::task::spawn_blocking(move || replay(&args, None));
-    let report = tokio::select! {
-        report = work => report.map_err(Error::Broken)??,
+    let work = async {
+        let live = args.live.clone();
+        let work = tokio::task::spawn_blocking(move || match args.live {
+            Some(_) => script(&args).map(Work::Live),
+            None => replay(&args, None).map(Work::Done),
+        });
+        match (work.await.map_err(Error::Broken)??, live) {
+            (Work::Done(report), _) => Ok(report),
+            (Work::Live((script, password, patience)), server) => {
+                let server = server.unwrap_or_default();
+                Ok(live::run(&server, &password, script, patience).await?)
+            }
+        }
+    };
+    let report: Result<Report, Error> = tokio::select! {
+        report = work => report,
         // Half a comparison says nothing. The work ends with the process.
         () = shutdown.cancelled() => return Ok(ExitCode::FAILURE),
     };
+    let report = report?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     let printed = if json { report.write_json(&mut out) } else { report.write_text(&mut out) };
     printed.and_then(|()| out.flush()).map_err(Error::Print)?;
@@ -185,6 +226,27 @@ pub fn replay(args: &ReplayArgs, handicap: Option<Handicap>) -> Result<Report, E
         netstack::replay(&args.file, nic, &options, &mut report)?;
     }
     Ok(report)
+}
+
+/// What the blocking part of the work came to.
+enum Work {
+    Done(Report),
+    Live((live::Script, Password, Duration)),
+}
+
+/// What a live replay plays.
+fn script(args: &ReplayArgs) -> Result<(live::Script, Password, Duration), Error> {
+    let password = match &args.password_file {
+        Some(path) => password::read_file(path)?,
+        None => Password::empty(),
+    };
+    let failed = |source| Error::File { path: args.file.clone(), source };
+    let file = Reader::open(&args.file).map_err(failed)?;
+    let reading = dissect::Options { port: args.port, ..dissect::Options::default() };
+    let mut reader = SpiceReader::new(file, reading);
+    let mut script = live::Script::default();
+    while reader.step(&mut |item| script.item(&item)).map_err(failed)? {}
+    Ok((script, password, Duration::from_secs(args.wait)))
 }
 
 /// Replays messages, link stages, and tunnel channels in these roles.

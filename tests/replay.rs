@@ -1,5 +1,6 @@
 //! `replay`: every capture of the repository, and the proof that it can fail.
 
+mod live;
 mod tape;
 
 use std::collections::BTreeSet;
@@ -23,7 +24,17 @@ fn captures() -> PathBuf {
 }
 
 fn args(file: PathBuf) -> ReplayArgs {
-    ReplayArgs { file, role: Which::All, nic: None, port: None, strict: false, json: false }
+    ReplayArgs {
+        file,
+        role: Which::All,
+        nic: None,
+        port: None,
+        strict: false,
+        json: false,
+        live: None,
+        password_file: None,
+        wait: 30,
+    }
 }
 
 fn text(report: &Report) -> String {

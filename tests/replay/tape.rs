@@ -139,6 +139,26 @@ impl Tape {
         tape
     }
 
+    /// Three connections of a guest that speaks first and ends first: answered, refused, answered.
+    pub(crate) fn greetings() -> Tape {
+        let mut tape = Tape::linked(true);
+        for (up, down) in [(&b"hello"[..], Some(&b"world"[..])), (b"", None), (b"again", Some(b"!"))] {
+            let socket = SocketId(0);
+            let Some(payload) = down else {
+                tape.s(ServerMessage::SocketOpen { socket, service: ServiceId(0), tokens: 64 });
+                tape.c(ClientMessage::SocketOpenNack { socket });
+                continue;
+            };
+            tape.open(0, 0, 64, 64);
+            tape.s(ServerMessage::SocketData { socket, payload: up });
+            tape.s(ServerMessage::SocketFin { socket });
+            tape.c(ClientMessage::SocketData { socket, payload });
+            tape.c(ClientMessage::SocketClosed { socket });
+            tape.s(ServerMessage::SocketClosedAck { socket });
+        }
+        tape
+    }
+
     /// A client that sends so many messages under a first grant of `window`, and never gets a token more.
     pub(crate) fn flood(extended: bool, window: u32, messages: u32) -> Tape {
         let mut tape = Tape::linked(extended);
