@@ -30,7 +30,7 @@
 //! the end of that socket, or of the channel.
 //!
 //! **Holes.** What lives at a hole cannot be compared, and neither can what was found while the direction stood
-//! still before the hole was noticed. Connections that begin behind it are.
+//! still before the hole was noticed, nor what was held back meanwhile. Connections that begin behind it are.
 
 mod connection;
 mod owner;
@@ -57,7 +57,12 @@ use crate::describe;
 /// Bytes that may wait for credit on one channel. A capture in which more do is not worth its memory.
 const MAX_WAITING: usize = 16 << 20;
 
-/// Findings that are held back until the end of the channel, since a hole may be noticed that spoils them.
+/// Why a connection is not opened.
+const NO_SERVICE: &str = "its service may have been announced in a hole";
+const HELD_BACK: &str =
+    "it was opened while a hole was waited for, and is not in order with what the client said";
+
+/// Findings that are kept until the end of the channel, since a hole may be noticed that spoils them.
 const MAX_FINDINGS: usize = 1000;
 
 /// Today's channel in one role, and its owner.
@@ -89,6 +94,9 @@ pub(super) struct Driver {
     /// The session goes on elsewhere, or nothing more of it is understood.
     over: bool,
     holed: bool,
+    /// The end of which a hole was noticed last, and when. What it says at that very time had to wait for that, and is behind what
+    /// the other end answered to it.
+    held_back: Option<(Sender, Duration)>,
     /// When the client was last heard, and the server.
     heard: (Duration, Duration),
     findings: Vec<Difference>,
@@ -121,6 +129,7 @@ impl Driver {
             ended: None,
             over: false,
             holed: false,
+            held_back: None,
             heard: (start, start),
             findings: Vec::new(),
             left_out: 0,
@@ -218,17 +227,20 @@ impl Driver {
         let untrue = before.saturating_sub(self.findings.len());
         self.time = time;
         self.holed = true;
+        self.held_back = Some((from, time));
         let missing = hole.missing.map_or("an unknown number of".to_owned(), |n| n.to_string());
         let mut why = format!("a hole: {missing} bytes of the {} are not in the capture", from.name());
         if untrue > 0 {
             why = format!("{why}; {untrue} differences before it was noticed are not believed");
         }
-        self.not_comparable(Subject::Capture, None, why);
+        // Judged by one end alone, today's channel may have ended; it cannot be brought to where the captured one was.
         let ended_within = self.ended.as_ref().is_some_and(|ended| ended.time >= heard);
-        self.drop_all(Some("a hole is in it"));
-        if !hole.resumed || ended_within || self.channel.is_none() {
-            self.over = true;
+        self.over = !hole.resumed || ended_within || self.channel.is_none();
+        if self.over {
+            why.push_str("; nothing behind it is compared");
         }
+        self.not_comparable(Subject::Capture, None, why);
+        self.drop_all(Some("a hole is in it"));
     }
 
     /// Nothing more comes. Adds all that was found to the report.
@@ -334,6 +346,22 @@ impl Driver {
         }
         self.abandon(socket);
         self.forget(socket);
+    }
+
+    /// Whether a SOCKET_OPEN that comes now was held back behind a hole.
+    fn is_held_back(&self) -> bool {
+        self.held_back.is_some_and(|(from, at)| from == Sender::Server && self.time <= at)
+    }
+
+    /// A connection that cannot be compared from its beginning. It is never opened today.
+    fn not_opened(&mut self, number: u64, socket: SocketId, service: ServiceId, why: &str) {
+        let place = Place {
+            connection: Some(number),
+            socket: Some(socket.0),
+            service: Some(service.0),
+            ..self.place(None)
+        };
+        self.add(Difference::not_comparable(self.part(), Subject::Open, place, why));
     }
 
     /// Gives every connection up. With a reason, that is a finding for each.

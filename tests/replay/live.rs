@@ -99,7 +99,15 @@ async fn serve(listener: TcpListener, guest: Guest, maps: bool) -> Heard {
                 }
             }
             Event::Disconnecting { .. } => {}
-            other => panic!("{other:?}"),
+            Event::Ready { .. }
+            | Event::ServiceRejected { .. }
+            | Event::ServiceRemoved { .. }
+            | Event::ServiceMapped { .. }
+            | Event::Open { .. }
+            | Event::Writable { .. }
+            | Event::PeerClosed { .. }
+            | Event::Reset { .. }
+            | Event::Migrate => panic!("{event:?}"),
         }
     }
 }

@@ -11,7 +11,9 @@ use super::super::Handicap;
 use super::super::report::{Difference, Place, Subject};
 use super::super::story::{Answer, Manner, Said, Word, own_name};
 use super::connection::{Connection, Phase};
-use super::{Driver, Head, MAX_WAITING, describe, last_word, length, name_of, refused};
+use super::{
+    Driver, HELD_BACK, Head, MAX_WAITING, NO_SERVICE, describe, last_word, length, name_of, refused,
+};
 
 /// Today's spare tokens are used up one by one up to this many; no known window is larger.
 const MAX_SPARE: u64 = 65_536;
@@ -171,8 +173,10 @@ impl Driver {
             ..self.place(None)
         };
         if self.holed && !self.services.contains_key(&service) {
-            let why = "its service may have been announced in a hole";
-            return self.add(Difference::not_comparable(self.part(), Subject::Open, place, why));
+            return self.not_opened(number, socket, service, NO_SERVICE);
+        }
+        if self.is_held_back() {
+            return self.not_opened(number, socket, service, HELD_BACK);
         }
         let Some(channel) = &mut self.channel else { return };
         match channel.open(service) {

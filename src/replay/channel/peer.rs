@@ -9,7 +9,7 @@ use super::super::report::{Difference, Place, Subject};
 use super::super::story::{Answer, Manner, Said, Word, peer_name};
 use super::connection::{Connection, Phase, Refusal};
 use super::today::Outcome;
-use super::{Driver, length, name_of};
+use super::{Driver, HELD_BACK, NO_SERVICE, length, name_of};
 use crate::capture::dissect::Head;
 
 impl Driver {
@@ -65,14 +65,10 @@ impl Driver {
         self.opened += 1;
         let known = self.services.get(&service).copied();
         if known.is_none() && self.holed {
-            let place = Place { connection: Some(number), socket: Some(socket.0), ..self.place(None) };
-            self.add(Difference::not_comparable(
-                self.part(),
-                Subject::Open,
-                Place { service: Some(service.0), ..place },
-                "its service may have been announced in a hole",
-            ));
-            return;
+            return self.not_opened(number, socket, service, NO_SERVICE);
+        }
+        if self.is_held_back() {
+            return self.not_opened(number, socket, service, HELD_BACK);
         }
         if self.live.get(&socket).is_some_and(|old| old.id.is_none()) {
             self.compare_connection(socket, None);
