@@ -143,7 +143,7 @@ impl Flow {
 
     /// It is not known from the SYN where it begins, and nothing of it was passed on.
     pub(super) fn is_untouched(&self) -> bool {
-        !self.begun && self.start.is_none_or(|start| start == self.next)
+        !self.begun && !self.finished && self.start.is_none_or(|start| start == self.next)
     }
 
     /// All of it was passed on.
@@ -221,6 +221,9 @@ impl Flow {
                 return;
             }
             self.flush(HoleCause::NotCaptured, emit);
+            if self.finished {
+                return;
+            }
             self.skip_to(
                 self.next + u64::from(seq.wrapping_sub(on_wire(self.next))),
                 HoleCause::NotCaptured,
