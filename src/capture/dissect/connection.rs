@@ -242,7 +242,7 @@ impl Connection {
             self.begin(false, out);
         }
         if let Some(link) = &mut self.link {
-            let outcome = link.ended();
+            let outcome = link.ended(&mut self.know, out);
             self.link_outcome(outcome, out);
         }
         for way in [Way::Forth, Way::Back] {

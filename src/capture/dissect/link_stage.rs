@@ -120,7 +120,22 @@ impl LinkStage {
             }
             buffer.extend_from_slice(bytes);
         }
-        self.run(know, out)
+        match self.run(know, out) {
+            // So much does not come before an answer: the capture does not have it.
+            Outcome::Going if self.waits(from) && self.buffer(from).len() > ENOUGH => match from {
+                Sender::Client => self.lose(Sender::Server, know, out),
+                Sender::Server => self.lose(Sender::Client, know, out),
+            },
+            outcome => outcome,
+        }
+    }
+
+    /// Whether a direction can only go on when the other one has spoken.
+    fn waits(&self, from: Sender) -> bool {
+        match from {
+            Sender::Client => matches!(self.client_at, ClientStep::Mechanism | ClientStep::Waits),
+            Sender::Server => self.server_at == ServerStep::Waits,
+        }
     }
 
     /// One direction misses bytes, or began before the capture.
@@ -177,20 +192,18 @@ impl LinkStage {
         outcome
     }
 
-    /// The capture is over, or the connection: what waits for a message that will not come does so no longer.
-    pub(super) fn ended(&mut self) -> Outcome {
-        match self.server_at {
-            ServerStep::FirstMessage => self.terms().map_or(Outcome::Unclear, Outcome::Linked),
-            ServerStep::Reply
-            | ServerStep::Waits
-            | ServerStep::Result
-            | ServerStep::SaslMechanisms
-            | ServerStep::SaslData
-            | ServerStep::SaslResult
-            | ServerStep::ResultBehindSasl
-            | ServerStep::Linked
-            | ServerStep::Over => Outcome::Going,
+    /// The capture is over, or the connection: what waits for something that will not come does so no longer.
+    pub(super) fn ended(&mut self, know: &mut Knowledge, out: &mut Out<'_>) -> Outcome {
+        if self.server_at == ServerStep::FirstMessage {
+            return self.terms().map_or(Outcome::Unclear, Outcome::Linked);
         }
+        if self.waits(Sender::Client) && !self.client.is_empty() && !self.server_lost {
+            return self.lose(Sender::Server, know, out);
+        }
+        if self.waits(Sender::Server) && !self.server.is_empty() && !self.client_lost {
+            return self.lose(Sender::Client, know, out);
+        }
+        Outcome::Going
     }
 
     /// What was not used up of one direction: the beginning of the data stage.

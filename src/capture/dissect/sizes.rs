@@ -154,9 +154,9 @@ fn inputs_client(kind: u16) -> Option<RangeInclusive<u32>> {
 
 fn cursor_server(kind: u16) -> Option<RangeInclusive<u32>> {
     Some(match kind {
-        101 => 11..=MIB,
+        101 => 11..=16 * MIB,
         102 | 105 | 108 => 0..=0,
-        103 => 7..=MIB,
+        103 => 7..=16 * MIB,
         104 | 106 => 4..=4,
         107 => 8..=8,
         _ => return None,

@@ -276,3 +276,41 @@ fn a_hole_in_the_link_stage_does_not_hide_the_messages() {
         "ended Closed",
     ]);
 }
+
+#[test]
+fn one_direction_alone_is_understood() {
+    let attach = mini(104, &[]);
+    let mut script = Script::new();
+    script.open(true).forth(&mess(MAIN, OURS)).forth(&1u32.to_le_bytes()).forth(&[9; 128]).forth(&attach);
+    script.forth(&mini(108, &[1, 0, 0, 0])).piece(Piece::Ended { seen: false });
+    let expected = [
+        "began 40000 5900",
+        "client link_mess 2.2",
+        "client auth_mechanism 1",
+        "client ticket",
+        "linked main Mini B",
+        "client attach_channels 0",
+        "client agent_token 4",
+        "ended CaptureOver",
+    ];
+    script.expect(&expected);
+    // Much of it does not wait for the end.
+    script.open(true).forth(&mess(MAIN, OURS)).forth(&1u32.to_le_bytes()).forth(&[9; 128]).forth(&attach);
+    (0..100).for_each(|_| {
+        script.forth(&mini(107, &[1; 2000]));
+    });
+    let lines = script.lines();
+    assert_eq!(lines[..6], expected[..6]);
+    assert_eq!(lines[6..], ["client agent_data 2000"; 100]);
+    let mut script = Script::new();
+    script.open(true).back(&reply(OURS)).back(&[0; 4]).back(&mini(103, &[0; 32])).back(&mini(107, &[]));
+    script.piece(Piece::Ended { seen: false }).expect(&[
+        "began 40000 5900",
+        "server link_reply",
+        "server link_result 0",
+        "linked main Mini B",
+        "server init 32",
+        "server agent_connected 0",
+        "ended CaptureOver",
+    ]);
+}
