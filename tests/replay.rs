@@ -380,6 +380,33 @@ fn a_capture_cut_at_any_place_is_no_success_and_no_panic() {
     }
 }
 
+#[test]
+fn any_damage_is_borne() {
+    // Every message of a session, with each of its first bytes changed in turn, and messages in the wrong order. What comes
+    // of it may be anything but a panic, or a replay that does not end.
+    let whole = Tape::modern();
+    let mut outcomes = BTreeSet::new();
+    for at in 0..whole.said.len() {
+        for byte in (at % 3..6).step_by(3) {
+            let mut tape = Tape::modern();
+            let said = &mut tape.said[at];
+            match said.body.get_mut(byte) {
+                Some(byte) => *byte ^= 0x81,
+                None if byte > 2 => said.kind ^= 3,
+                None => continue,
+            }
+            outcomes.insert(run(&tape, &[Role::Server, Role::Client], None).verdict());
+        }
+        let mut tape = Tape::modern();
+        let other = (at * 7 + 3) % whole.said.len();
+        tape.said.swap(at, other);
+        let again = tape.said[other].clone();
+        tape.said.insert(at, again);
+        outcomes.insert(run(&tape, &[Role::Server, Role::Client], None).verdict());
+    }
+    assert!(outcomes.contains(&Verdict::Different), "{outcomes:?}");
+}
+
 // ---- the link stage ----
 
 #[test]

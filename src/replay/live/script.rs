@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use spice_proto::link::ChannelType;
 use spice_proto::tunnel::{GroupId, ServiceId, ServiceKind, SocketId};
+use tunnel_channel::Config;
 
 use crate::capture::dissect::{Body, Item, What};
 use crate::capture::reassembly::StreamId;
@@ -11,6 +12,9 @@ use crate::replay::story::{Manner, Said, Word};
 
 /// Payload of one capture that is kept, bytes. A live replay needs it all at hand: the live guest decides the order.
 pub const MAX_BYTES: usize = 256 << 20;
+
+/// What any message costs besides its payload, bytes.
+const MESSAGE_COST: usize = 128;
 
 /// What the client of a captured tunnel announced and did.
 #[derive(Debug, Default)]
@@ -116,6 +120,15 @@ impl Script {
     }
 
     fn word(&mut self, word: &Word<'_>, from_client: bool) {
+        self.bytes += MESSAGE_COST;
+        if self.bytes > MAX_BYTES {
+            self.give_up("it has more payload than a live replay keeps");
+        }
+        if self.unusable.is_some() {
+            (self.plays, self.services) = (Vec::new(), Vec::new());
+            self.open.clear();
+            return;
+        }
         match word {
             Word::Init { .. } | Word::Remove(_) => {}
             Word::Map { service, .. } => {
@@ -123,15 +136,21 @@ impl Script {
                     service.mapped = true;
                 }
             }
-            Word::Add(add) => self.services.push(Service {
-                id: add.service,
-                kind: add.kind,
-                group: add.group,
-                port: add.port,
-                name: add.name.to_vec(),
-                description: add.description.to_vec(),
-                mapped: false,
-            }),
+            Word::Add(add) => {
+                self.bytes += add.name.len() + add.description.len();
+                if self.services.len() >= Config::default().max_services {
+                    return self.give_up("it announces more services than today's channel does");
+                }
+                self.services.push(Service {
+                    id: add.service,
+                    kind: add.kind,
+                    group: add.group,
+                    port: add.port,
+                    name: add.name.to_vec(),
+                    description: add.description.to_vec(),
+                    mapped: false,
+                });
+            }
             Word::Socket(socket, Said::Open { service, .. }) => {
                 self.open.insert(*socket, self.plays.len());
                 self.plays.push(Play {
@@ -149,16 +168,7 @@ impl Script {
                 if let Said::Data(payload) = said {
                     self.bytes += payload.len();
                 }
-                if from_client {
-                    play.client(said)
-                } else {
-                    play.server(said)
-                }
-                if self.bytes > MAX_BYTES {
-                    self.give_up("it has more payload than a live replay keeps");
-                    self.plays.clear();
-                    self.open.clear();
-                }
+                if from_client { play.client(said) } else { play.server(said) }
             }
         }
     }
