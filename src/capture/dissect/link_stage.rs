@@ -120,13 +120,14 @@ impl LinkStage {
             }
             buffer.extend_from_slice(bytes);
         }
-        match self.run(know, out) {
-            // So much does not come before an answer: the capture does not have it.
-            Outcome::Going if self.waits(from) && self.buffer(from).len() > ENOUGH => match from {
-                Sender::Client => self.lose(Sender::Server, know, out),
-                Sender::Server => self.lose(Sender::Client, know, out),
-            },
-            outcome => outcome,
+        let outcome = self.run(know, out);
+        if outcome != Outcome::Going || !self.waits(from) || self.buffer(from).len() <= ENOUGH {
+            return outcome;
+        }
+        // So much does not come before an answer: the capture does not have it.
+        match from {
+            Sender::Client => self.lose(Sender::Server, know, out),
+            Sender::Server => self.lose(Sender::Client, know, out),
         }
     }
 
@@ -663,5 +664,5 @@ const MOST: usize = (1 << 20) + (256 << 10);
 /// So many bytes of one direction may wait even if no memory is left. A usual link message and reply have less.
 const ALWAYS: usize = 512;
 
-/// So many bytes of the client wait for the first message of a tunnel's server, and no more.
+/// So many bytes of one direction wait for the other one, and no more, where that should have answered.
 const ENOUGH: usize = 64 << 10;
