@@ -293,7 +293,11 @@ fn begin(
         client: seq(first.client).wrapping_sub(lengths.client),
         server: seq(first.server).wrapping_sub(lengths.server),
     };
-    let mut conversation = Conversation::open(part, time, ends, at)?;
+    let remark = (first != Both::default()).then(|| {
+        let Both { client, server } = first;
+        format!("this connection began in an earlier file, with {client} bytes of the client and {server} of the server")
+    });
+    let mut conversation = Conversation::open(part, time, ends, at, remark)?;
     for (from, bytes) in stage {
         let mut buffer = vec![0; HEADROOM];
         buffer.extend_from_slice(bytes);

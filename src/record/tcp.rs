@@ -114,10 +114,17 @@ pub(super) struct Conversation {
 
 impl Conversation {
     /// Opens the connection: SYN, SYN-ACK, ACK. `first` are the sequence numbers of the first bytes.
-    pub(super) fn open(part: &mut Part, time: Duration, ends: Ends, first: Both<u32>) -> io::Result<Self> {
+    /// `remark` is shown beside the SYN.
+    pub(super) fn open(
+        part: &mut Part,
+        time: Duration,
+        ends: Ends,
+        first: Both<u32>,
+        remark: Option<String>,
+    ) -> io::Result<Self> {
         let isn = Both { client: first.client.wrapping_sub(1), server: first.server.wrapping_sub(1) };
         let mut this = Self { ends, next: isn, acked: isn };
-        this.bare(part, time, Sender::Client, Flags::SYN)?;
+        this.segment(part, time, Sender::Client, Flags::SYN, remark)?;
         this.bare(part, time, Sender::Server, Flags::SYN | Flags::ACK)?;
         this.bare(part, time, Sender::Client, Flags::ACK)?;
         Ok(this)
@@ -186,11 +193,22 @@ impl Conversation {
 
     /// A segment without payload.
     fn bare(&mut self, part: &mut Part, time: Duration, from: Sender, flags: Flags) -> io::Result<()> {
+        self.segment(part, time, from, flags, None)
+    }
+
+    fn segment(
+        &mut self,
+        part: &mut Part,
+        time: Duration,
+        from: Sender,
+        flags: Flags,
+        remark: Option<String>,
+    ) -> io::Result<()> {
         let options: &[u8] = if flags.contains(Flags::SYN) { &SYN_OPTIONS } else { &[] };
         let mut buffer = [0; HEADROOM + SYN_OPTIONS.len()];
         let at = buffer.len();
         let packet = self.wrap(from, flags, options, &mut buffer, at);
-        part.packet(time, packet, Vec::new())?;
+        part.packet(time, packet, remark.map(comment).into_iter().collect())?;
         self.sent(from, u32::from(flags.intersects(Flags::SYN | Flags::FIN)));
         Ok(())
     }

@@ -469,6 +469,10 @@ fn sequence_numbers_go_on_over_files() {
     let total: usize = said.client.iter().map(|body| body.len() + HeaderForm::Mini.len()).sum();
     let files = rig.end();
     assert!(files.len() > 2);
+    for (number, file) in files.iter().enumerate() {
+        let remark = b"this connection began in an earlier file";
+        assert_eq!(file.windows(remark.len()).any(|window| window == remark), number > 0);
+    }
     let mut last = None;
     for file in &files {
         let mut reader = file::Reader::new(Cursor::new(file.clone())).unwrap();
