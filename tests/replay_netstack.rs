@@ -458,6 +458,18 @@ fn a_pause_within_a_connection_changes_nothing() {
 }
 
 #[test]
+fn a_leap_of_years_is_not_comparable() {
+    let mut card = Capture::read(&card_of(PAIRS[0]));
+    let at = card.find(|tcp| tcp.is_to_service(7005) && tcp.payload.1 > 0) + 100;
+    for record in &mut card.records[at..] {
+        delay(record, 20 * 365 * 86_400 * 1_000_000);
+    }
+    let report = run(&tunnel_of(PAIRS[0]), card.write().path());
+    assert_ne!(report.verdict(), Verdict::Equal);
+    assert!(text(&report).contains("too long a leap"), "{}", text(&report));
+}
+
+#[test]
 fn a_hole_in_the_tunnel_touches_what_was_open() {
     let mut tunnel = Capture::read(&tunnel_of(PAIRS[0]));
     // The first long message of the guest's 200,000 bytes; TCP over loopback has options, hence the length.

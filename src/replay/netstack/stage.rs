@@ -22,8 +22,8 @@ use crate::capture::reassembly::{Limits, Reassembler, StreamId};
 use crate::replay::Options;
 use crate::replay::report::{Difference, Part, Place, Report, Subject};
 
-/// Deadlines of today's code that are served in the pauses of a capture. With a PING each ten seconds it is a month.
-const MAX_DEADLINES: u64 = 300_000;
+/// Deadlines of today's code that are served in the pauses of a capture. With a PING each ten seconds it is eleven days.
+const MAX_DEADLINES: u64 = 100_000;
 
 /// So many more with each event of the capture.
 const MORE_DEADLINES: u64 = 20;
@@ -79,7 +79,9 @@ pub(super) struct Stage<'a> {
     blind: VecDeque<Blind>,
     /// Until when they are missing now.
     pub(super) blind_until: Option<Duration>,
-    /// Something ran in circles, or over all bounds, and was said.
+    /// The clock made too long a leap, and it was said.
+    leapt: bool,
+    /// Today's code ran in circles, and it was said.
     overrun: bool,
 }
 
@@ -114,6 +116,7 @@ impl<'a> Stage<'a> {
             deadlines_left: MAX_DEADLINES,
             blind: blind.into(),
             blind_until: None,
+            leapt: false,
             overrun: false,
         }
     }
@@ -138,7 +141,7 @@ impl<'a> Stage<'a> {
             }
             self.settle();
             let Some(left) = self.deadlines_left.checked_sub(1) else {
-                self.say_overrun("the capture's clock makes too long a leap");
+                self.leap();
                 break;
             };
             self.deadlines_left = left;
@@ -203,7 +206,15 @@ impl<'a> Stage<'a> {
                 return;
             }
         }
-        self.say_overrun("today's code goes on for ever without time going by");
+        if !std::mem::replace(&mut self.overrun, true) {
+            self.report.add(Difference::new(
+                Part::Netstack,
+                Subject::Channel,
+                Place { time: Some(self.since_start(self.time)), ..Place::default() },
+                "the server came to rest after every event",
+                "it goes on for ever without time going by",
+            ));
+        }
     }
 
     /// The next frame of one connection. `false`: there is none now.
@@ -397,9 +408,18 @@ impl<'a> Stage<'a> {
         compared.bytes_down = compared.bytes_down.saturating_add(guest.compared());
     }
 
-    fn say_overrun(&mut self, why: &str) {
-        if !std::mem::replace(&mut self.overrun, true) {
-            self.not_comparable(Place { time: Some(self.since_start(self.time)), ..Place::default() }, why);
+    /// The capture's clock leaps so far that today's timers are not served until then. What is open does not bear that.
+    fn leap(&mut self) {
+        const LEAP: &str = "the capture's clock makes too long a leap while it is open";
+        for guest in self.guests.values_mut() {
+            guest.give_up(LEAP);
+        }
+        for socket in self.tunnel.iter_mut().flat_map(|tunnel| tunnel.sockets.values_mut()) {
+            socket.give_up(LEAP);
+        }
+        if !std::mem::replace(&mut self.leapt, true) {
+            let place = Place { time: Some(self.since_start(self.time)), ..Place::default() };
+            self.not_comparable(place, "the capture's clock makes too long a leap");
         }
     }
 
