@@ -1,6 +1,6 @@
 //! The program `spice-tunnel` as a library, so that its tests and benchmarks drive the same code.
 //!
-//! One file per command ([`serve`], [`connect`], [`dump`](mod@dump), [`demo`]), and beside them what they share. The [`guest`] is a network
+//! One file per command ([`serve`], [`connect`], [`dump`](mod@dump), [`replay`], [`demo`]), and beside them what they share. The [`guest`] is a network
 //! card's other end without a VM, the [`vm`] one with.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]

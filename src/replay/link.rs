@@ -11,8 +11,8 @@ use spice_proto::handshake::{
     ServerNeeds,
 };
 use spice_proto::link::{
-    HEADER_LEN, LinkError, LinkMess, LinkReply, LinkVersion, MECHANISM_SASL, PUBLIC_KEY_LEN, TICKET_LEN,
-    WORD_LEN,
+    HEADER_LEN, LinkError, LinkMess, LinkReply, LinkVersion, MAGIC, MECHANISM_SASL, PUBLIC_KEY_LEN,
+    TICKET_LEN, WORD_LEN,
 };
 
 use crate::capture::dissect::{Terms, What};
@@ -22,6 +22,8 @@ use crate::capture::dissect::{Terms, What};
 pub(super) struct Stage {
     mess: Option<(u32, (u32, u32), LinkMess)>,
     reply: Option<((u32, u32), LinkReply)>,
+    /// A second reply, by which a server refuses the mechanism.
+    second: Option<LinkError>,
     mechanism: Option<u32>,
     sasl: bool,
     ticket: bool,
@@ -52,6 +54,9 @@ impl Stage {
     pub(super) fn item(&mut self, what: &What<'_>) {
         match what {
             What::LinkMess { size, version, mess } => self.mess = Some((*size, *version, mess.clone())),
+            What::LinkReply { reply: LinkReply::Refused(error), .. } if self.reply.is_some() => {
+                self.second = Some(*error);
+            }
             What::LinkReply { size: _, version, reply } => {
                 let mut reply = reply.clone();
                 // A recording has none: with it goes the ticket, which is not recorded either.
@@ -78,7 +83,7 @@ impl Stage {
     /// Runs it through both machines.
     pub(super) fn check(&self) -> Checked {
         let Some((size, version, mess)) = &self.mess else { return Checked::Nothing };
-        if self.sasl || self.mechanism == Some(MECHANISM_SASL) {
+        if self.sasl || (self.mechanism == Some(MECHANISM_SASL) && self.second.is_none()) {
             return Checked::NotComparable(
                 "it authenticates by SASL, which today's code passes on and does not speak",
             );
@@ -108,6 +113,10 @@ impl Stage {
         let LinkReply::Welcome(_) = reply else { return steps };
         if self.mechanism.is_some() {
             steps.push("mechanism".to_owned());
+        }
+        if let Some(error) = self.second {
+            steps.push(reply_words(&LinkReply::Refused(error)));
+            return steps;
         }
         if !self.ticket {
             return steps;
@@ -153,8 +162,11 @@ impl Stage {
                 }
                 return Ok(steps);
             };
-            machine.handle_bytes(now, &mechanism.to_le_bytes())?;
             steps.push("mechanism".to_owned());
+            if machine.handle_bytes(now, &mechanism.to_le_bytes()).is_err() {
+                steps.extend(reply_in(machine.poll_transmit()));
+                return Ok(steps);
+            }
         }
         if !self.ticket {
             return Ok(steps);
@@ -207,6 +219,15 @@ impl Stage {
         }
         if let Some(welcome) = machine.reply() {
             steps.push(reply_words(&LinkReply::Welcome(welcome.clone())));
+        }
+        if let Some(error) = self.second {
+            // Today's client has chosen the ticket, and takes the reply for what it is.
+            machine.ticket(now, &[0; TICKET_LEN])?;
+            steps.push("mechanism".to_owned());
+            if machine.handle_bytes(now, &MAGIC) == Err(HandshakeError::SecondReply) {
+                steps.push(reply_words(&LinkReply::Refused(error)));
+            }
+            return Ok(steps);
         }
         if !self.ticket {
             if self.mechanism.is_some() {
@@ -298,5 +319,72 @@ fn put_header(bytes: &mut [u8], version: (u32, u32), size: usize) {
         if let Some(field) = bytes.get_mut(at..at + WORD_LEN) {
             field.copy_from_slice(&number.to_le_bytes());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use spice_proto::frame::HeaderForm;
+    use spice_proto::link::Welcome;
+    use spice_proto::tunnel::Layout;
+
+    use super::*;
+
+    fn stage(items: &[What<'_>]) -> Checked {
+        let mut stage = Stage::default();
+        let mess = LinkMess {
+            session_id: 0,
+            channel_type: 7,
+            channel_id: 0,
+            common_caps: vec![0x0b],
+            channel_caps: vec![7],
+        };
+        stage.item(&What::LinkMess { size: 26, version: (2, 2), mess });
+        items.iter().for_each(|item| stage.item(item));
+        stage.check()
+    }
+
+    fn welcome() -> What<'static> {
+        let public_key = Box::new([0; PUBLIC_KEY_LEN]);
+        let reply =
+            LinkReply::Welcome(Welcome { public_key, common_caps: vec![0x0b], channel_caps: vec![5] });
+        What::LinkReply { size: 186, version: (2, 2), reply }
+    }
+
+    fn refused(error: LinkError) -> What<'static> {
+        What::LinkReply { size: 178, version: (2, 2), reply: LinkReply::Refused(error) }
+    }
+
+    fn linked(header: HeaderForm, caps: u32) -> What<'static> {
+        What::Linked(Terms { header, layout: Layout::B, channel_caps: vec![caps] })
+    }
+
+    #[test]
+    fn link_stages_as_they_are_are_equal() {
+        assert_eq!(Stage::default().check(), Checked::Nothing);
+        assert_eq!(stage(&[]), Checked::Equal, "closed without a word");
+        assert_eq!(stage(&[refused(LinkError::NeedSecured)]), Checked::Equal);
+        assert_eq!(stage(&[welcome()]), Checked::Equal, "the client left");
+        let denied = What::LinkResult(Some(LinkError::PermissionDenied));
+        assert_eq!(stage(&[welcome(), What::AuthMechanism(1), What::Ticket, denied]), Checked::Equal);
+        let fine = [welcome(), What::AuthMechanism(1), What::Ticket, What::LinkResult(None)];
+        assert_eq!(stage(&[&fine[..], &[linked(HeaderForm::Mini, 5)]].concat()), Checked::Equal);
+        for mechanism in [0, 2, 9] {
+            let second = [welcome(), What::AuthMechanism(mechanism), refused(LinkError::InvalidData)];
+            assert_eq!(stage(&second), Checked::Equal, "{mechanism}");
+        }
+        assert!(matches!(stage(&[welcome(), What::AuthMechanism(2)]), Checked::NotComparable(_)));
+    }
+
+    #[test]
+    fn another_outcome_is_a_difference() {
+        let differs = |items: &[What<'_>]| matches!(stage(items), Checked::Different { .. });
+        // Nobody refuses a mechanism with this code, nor mechanism 1 at all.
+        assert!(differs(&[welcome(), What::AuthMechanism(9), refused(LinkError::NeedSecured)]));
+        assert!(differs(&[welcome(), What::AuthMechanism(1), refused(LinkError::InvalidData)]));
+        assert!(differs(&[welcome(), What::Ticket, What::LinkResult(None)]), "no mechanism");
+        let fine = [welcome(), What::AuthMechanism(1), What::Ticket, What::LinkResult(None)];
+        assert!(differs(&[&fine[..], &[linked(HeaderForm::Full, 5)]].concat()));
+        assert!(differs(&[&fine[..], &[linked(HeaderForm::Mini, 7)]].concat()));
     }
 }
