@@ -368,7 +368,7 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn both_ends_record_what_was_said_and_no_secret() {
     let world = World::new().await;
-    let sent: Vec<Vec<u8>> = [0, 1, 100_000, 1_000_000].map(|len| pattern(len as u32, len)).into();
+    let sent: Vec<Vec<u8>> = [0, 1, 100_000, 200_000].map(|len| pattern(len as u32, len)).into();
     for data in &sent {
         world.exchange(data).await;
     }
@@ -493,8 +493,10 @@ async fn a_disk_that_is_too_slow_costs_the_recording_and_not_the_traffic() {
         &[],
     )
     .await;
-    let data = pattern(9, 4_000_000);
-    world.exchange(&data).await;
+    let data = pattern(9, 200_000);
+    for _ in 0..20 {
+        world.exchange(&data).await;
+    }
     go.send(()).unwrap();
     // There is room again, and it goes on.
     let whole = tokio::time::Instant::now() + SOON;
@@ -543,9 +545,10 @@ async fn full_files_make_room_for_the_next() {
         &["--capture-limit", "1M", "--capture-files", "20"],
     )
     .await;
-    let data = pattern(4, 2_500_000);
-    world.exchange(&data).await;
-    world.exchange(&data).await;
+    let data = pattern(4, 200_000);
+    for _ in 0..25 {
+        world.exchange(&data).await;
+    }
     let (directory, outcomes, _) = world.end().await;
     for outcome in outcomes {
         outcome.result.unwrap();
@@ -574,7 +577,7 @@ async fn full_files_make_room_for_the_next() {
         assert_eq!(told.holes, []);
         up += told.from_server.iter().filter(|line| line.starts_with("Some(\"socket_data\")")).count();
     }
-    assert!(up >= 2 * data.len() / 32_768, "{up} messages with what the guest sent");
+    assert!(up >= 25 * data.len() / 32_768, "{up} messages with what the guest sent");
 }
 
 #[test]
@@ -587,14 +590,14 @@ fn a_killed_recorder_leaves_a_file_that_can_be_read() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    while std::fs::metadata(&path).map_or(0, |file| file.len()) < 3_000_000 {
+    while std::fs::metadata(&path).map_or(0, |file| file.len()) < 1_000_000 {
         assert_eq!(demo.try_wait().unwrap(), None, "the demo is over too early");
         std::thread::sleep(Duration::from_millis(5));
     }
     demo.kill().unwrap();
     demo.wait().unwrap();
     let told = tell(&path).remove(0);
-    assert!(told.connections[0].0.len() > 2_000_000);
+    assert!(told.connections[0].0.len() > 500_000);
     assert_eq!(told.end, Some(End::CaptureOver));
     assert_eq!(tshark(&path), Vec::<String>::new());
 }
