@@ -1,6 +1,7 @@
 //! `replay`: every capture of the repository, and the proof that it can fail.
 
 mod live;
+mod live_serve;
 mod tape;
 
 use std::collections::BTreeSet;
