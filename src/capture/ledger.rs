@@ -53,6 +53,8 @@ pub struct Ledger {
     removed: BTreeSet<(Duration, ServiceId)>,
     /// Those that live, by socket id.
     open: BTreeMap<SocketId, Connection>,
+    /// Those of them that are not incomplete, so that a hole costs no more than there is to mark.
+    sound: BTreeSet<SocketId>,
     /// Those that are over, until they are taken.
     over: Vec<Connection>,
     free: Free,
@@ -74,6 +76,43 @@ pub enum Said<'a> {
     Server(ServerMessage<'a>),
     /// The client's.
     Client(ClientMessage<'a>),
+}
+
+impl<'a> Said<'a> {
+    /// The socket that it is about.
+    pub fn socket(&self) -> Option<SocketId> {
+        match *self {
+            Said::Server(message) => match message {
+                ServerMessage::Init { .. } | ServerMessage::ServiceIpMap { .. } => None,
+                ServerMessage::SocketOpen { socket, .. }
+                | ServerMessage::SocketFin { socket }
+                | ServerMessage::SocketClose { socket }
+                | ServerMessage::SocketData { socket, .. }
+                | ServerMessage::SocketClosedAck { socket }
+                | ServerMessage::SocketToken { socket, .. } => Some(socket),
+            },
+            Said::Client(message) => match message {
+                ClientMessage::ServiceAdd(_) | ClientMessage::ServiceRemove { .. } => None,
+                ClientMessage::SocketOpenAck { socket, .. }
+                | ClientMessage::SocketOpenNack { socket }
+                | ClientMessage::SocketFin { socket }
+                | ClientMessage::SocketClosed { socket }
+                | ClientMessage::SocketClosedAck { socket }
+                | ClientMessage::SocketData { socket, .. }
+                | ClientMessage::SocketToken { socket, .. }
+                | ClientMessage::SocketReset { socket } => Some(socket),
+            },
+        }
+    }
+
+    /// What SOCKET_DATA carries.
+    pub fn payload(&self) -> Option<&'a [u8]> {
+        match *self {
+            Said::Server(ServerMessage::SocketData { payload, .. })
+            | Said::Client(ClientMessage::SocketData { payload, .. }) => Some(payload),
+            Said::Server(_) | Said::Client(_) => None,
+        }
+    }
 }
 
 /// The tunnel messages in a message: those of its list of sub-messages first, then itself, as they are to be handled. A
@@ -128,6 +167,7 @@ impl Ledger {
             services: BTreeMap::new(),
             removed: BTreeSet::new(),
             open: BTreeMap::new(),
+            sound: BTreeSet::new(),
             over: Vec::new(),
             free: Free::new(from_start),
         }
@@ -138,7 +178,7 @@ impl Ledger {
     pub fn item(&mut self, item: &Item<'_>) -> Noted {
         match (&item.what, item.from) {
             (What::Message(message), Some(from)) => {
-                let mut noted = Noted::default();
+                let mut noted = self.too_long(item.time, message, from).unwrap_or_default();
                 said(message, from, &mut |said| {
                     let one = match said {
                         Said::Server(message) => self.server(item.time, &message),
@@ -220,8 +260,10 @@ impl Ledger {
     /// Notes that messages of one end are missing here: everything that lives is incomplete from now on.
     pub fn hole(&mut self, time: Duration, from: Sender) {
         let _ = time;
-        for connection in self.open.values_mut() {
-            connection.lose_count();
+        for socket in std::mem::take(&mut self.sound) {
+            if let Some(connection) = self.open.get_mut(&socket) {
+                connection.lose_count();
+            }
         }
         self.free.forget();
         match from {
@@ -232,6 +274,7 @@ impl Ledger {
 
     /// Notes that the tunnel, or the capture, is over: so is everything that lives.
     pub fn end(&mut self, time: Duration, how: End) {
+        self.sound.clear();
         for (_, mut connection) in std::mem::take(&mut self.open) {
             connection.lose(time, how);
             self.budget.give_back(1, 0);
@@ -269,6 +312,17 @@ impl Ledger {
     /// they are kept.
     pub fn take_over(&mut self) -> Vec<Connection> {
         std::mem::take(&mut self.over)
+    }
+
+    /// A SOCKET_DATA that is too long to be kept as a whole is one all the same.
+    fn too_long(&mut self, time: Duration, message: &Message<'_>, from: Sender) -> Option<Noted> {
+        if message.body != Body::Opaque || message.name != Some(DATA) {
+            return None;
+        }
+        let (socket, _) = message.bytes.split_first_chunk()?;
+        let len = usize::try_from(message.head.size).ok()?.checked_sub(socket.len())?;
+        let said = Told { time, from, name: DATA };
+        Some(self.note_data(said, SocketId(u16::from_le_bytes(*socket)), len))
     }
 
     fn server_message(&mut self, time: Duration, message: &ServerMessage<'_>) -> Noted {
@@ -502,11 +556,16 @@ impl Ledger {
     fn begin(&mut self, time: Duration, begin: Begin) -> Option<ConnectionNumber> {
         let number = self.budget.take_connection()?;
         self.free.take(begin.socket);
-        self.open.insert(begin.socket, Connection::new(number, time, begin));
+        let connection = Connection::new(number, time, begin);
+        if !connection.incomplete {
+            self.sound.insert(begin.socket);
+        }
+        self.open.insert(begin.socket, connection);
         Some(number)
     }
 
     fn finish(&mut self, socket: SocketId) {
+        self.sound.remove(&socket);
         if let Some(connection) = self.open.remove(&socket) {
             self.budget.give_back(1, 0);
             self.over.push(connection);
@@ -522,6 +581,7 @@ struct Told {
     name: &'static str,
 }
 
+const DATA: &str = "socket_data";
 const CLOSED_ACK: &str = "socket_closed_ack";
 
 impl Noted {
