@@ -49,6 +49,7 @@ mod output;
 pub mod stats;
 mod summary;
 pub mod text;
+mod units;
 
 /// What `dump` is told.
 #[derive(Debug, Clone, Args)]
@@ -279,6 +280,9 @@ impl Dump<'_> {
         for error in [&broken, &damage].into_iter().flatten() {
             view.damage(&books, error, &mut lines)?;
         }
+        if reader.counts().spice == 0 && damage.is_none() {
+            self.guest_connections(&view, length.is_some(), reader.counts().connections, &mut lines);
+        }
         let equal = view.finish(&mut lines)?;
         // Errors and the summary on another stream come behind the last line, and not at all if nobody reads the lines.
         if !self.output.take(&mut lines) || !self.output.flush() {
@@ -294,6 +298,34 @@ impl Dump<'_> {
             self.output.take(&mut lines);
         }
         Ok(equal && broken.is_none() && damage.is_none() && summary.is_clean())
+    }
+
+    /// A capture of TCP without Spice is perhaps what the guest's card saw: shows its connections, for which it is read
+    /// once more.
+    fn guest_connections(&self, view: &View, again: bool, connections: u64, lines: &mut Vec<u8>) {
+        let plain = match view {
+            View::Text(_) | View::Json(_) => self.args.port.is_none() && !self.stop.is_cancelled(),
+            View::Stats(_) | View::Follow(_) | View::Nic(_) => false,
+        };
+        if connections == 0 || !plain {
+            return;
+        }
+        if !again {
+            eprintln!(
+                "spice-tunnel: there is TCP and no Spice; if it is what the guest's card saw, dump the file itself to see \
+                 the guest's connections"
+            );
+            return;
+        }
+        let listed = Reader::open(&self.args.file).and_then(|reader| {
+            nic::list(reader, self.args.json, self.color, &mut |out| {
+                lines.append(out);
+                !self.stop.is_cancelled() && (lines.len() < MANY || self.output.take(lines))
+            })
+        });
+        if let Err(error) = listed {
+            self.complain(&chain(&error));
+        }
     }
 
     fn complain(&self, error: &str) {
@@ -357,7 +389,7 @@ impl View {
         match self {
             View::Text(_) | View::Json(_) => Ok(true),
             View::Stats(view) => view.finish(out).map(|()| true),
-            View::Follow(view) => view.finish(out).map(|()| true),
+            View::Follow(view) => view.finish(out),
             View::Nic(view) => view.finish(out),
         }
     }

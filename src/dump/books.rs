@@ -157,6 +157,12 @@ impl Since {
         Self { nanos: if seconds < 0.0 { -span } else { span } }
     }
 
+    /// So much earlier.
+    #[must_use]
+    pub fn earlier_by(self, span: Duration) -> Self {
+        Self { nanos: self.nanos - signed(span) }
+    }
+
     /// In seconds.
     pub fn seconds(self) -> f64 {
         // Exact to the nanosecond for a hundred days, which is better than clocks are.
