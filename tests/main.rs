@@ -6,6 +6,7 @@ mod bridge;
 mod captures;
 mod dump;
 mod dump_memory;
+mod dump_views;
 mod fuzz_regressions;
 mod netstack;
 mod printer;

@@ -332,6 +332,3 @@ impl ChannelTotal {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -440,6 +440,18 @@ fn genuine(name: &str) -> (Vec<Connection>, Vec<String>) {
     (over, remarks)
 }
 
+/// Ours of today, recorded.
+#[test]
+fn our_own_peers_leave_nothing_to_remark() {
+    for name in
+        ["client-lost", "credit", "demo", "half-close", "many-sockets", "refused-port", "resets", "vm"]
+    {
+        let (over, remarks) = genuine(&format!("{name}.pcapng"));
+        assert_eq!(remarks, [""; 0], "{name}");
+        assert!(!over.is_empty(), "{name}");
+    }
+}
+
 #[test]
 fn genuine_peers_leave_nothing_to_remark() {
     for name in ["tunnel-v1-pair.pcap", "tunnel-v2-pair.pcap"] {

@@ -216,7 +216,13 @@ fn note(
 }
 
 impl GuestConnection {
-    fn new(stream: StreamId, time: Duration, from: SocketAddr, to: SocketAddr, from_start: bool) -> Self {
+    pub(super) fn new(
+        stream: StreamId,
+        time: Duration,
+        from: SocketAddr,
+        to: SocketAddr,
+        from_start: bool,
+    ) -> Self {
         Self {
             stream,
             from,
@@ -284,7 +290,7 @@ impl GuestConnection {
             (Reply::Refused { .. }, _) => ("refused", "refused"),
             (Reply::Unreachable { .. }, _) => ("unreachable", "unreachable"),
             (_, Some((Way::Forth, _))) => ("reset by the guest", "guest_reset"),
-            (_, Some((Way::Back, _))) => ("reset for the guest", "service_reset"),
+            (_, Some((Way::Back, _))) => ("reset by the service", "service_reset"),
             (_, None) if self.up.fin.is_some() && self.down.fin.is_some() => ("closed", "closed"),
             (Reply::None, None) if self.from_start => ("no answer", "no_answer"),
             (_, None) => ("end not seen", "not_seen"),

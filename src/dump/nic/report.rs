@@ -158,12 +158,6 @@ impl Report {
         self.sum.faults = faults;
         let sum = &self.sum;
         if self.json {
-            #[derive(Serialize)]
-            struct Last<'a> {
-                kind: &'static str,
-                #[serde(flatten)]
-                sum: &'a Sum,
-            }
             json(out, &Last { kind: "result", sum })?;
         } else {
             writeln!(
@@ -258,6 +252,13 @@ impl Report {
 }
 
 #[derive(Serialize)]
+struct Last<'a> {
+    kind: &'static str,
+    #[serde(flatten)]
+    sum: &'a Sum,
+}
+
+#[derive(Serialize)]
 struct Pair<'a> {
     kind: &'static str,
     result: &'static str,
@@ -298,7 +299,7 @@ impl Bytes {
 }
 
 fn ends(tunnel: &str, guest: &str) -> String {
-    if tunnel == guest { tunnel.to_owned() } else { format!("{tunnel} in the tunnel, {guest} at the guest") }
+    if tunnel == guest { tunnel.to_owned() } else { format!("{tunnel} (at the guest: {guest})") }
 }
 
 fn place(address: Option<SocketAddr>) -> String {
