@@ -425,12 +425,13 @@ fn genuine(name: &str) -> (Vec<Connection>, Vec<String>) {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("captures").join(name);
     let mut reader = SpiceReader::new(Reader::open(&path).unwrap(), Options::default());
     let (mut over, mut remarks) = (Vec::new(), Vec::new());
-    let mut ledger = Ledger::default();
+    let mut ledgers = BTreeMap::new();
     let mut more = true;
     while more {
         more = reader
             .step(&mut |item| {
                 if item.channel.is_some_and(|channel| channel.channel_type == 7) {
+                    let ledger: &mut Ledger = ledgers.entry(item.stream).or_default();
                     remarks.extend(ledger.item(&item).remark.map(|remark| remark.text));
                     over.extend(ledger.take_over());
                 }
