@@ -304,7 +304,12 @@ impl Dump<'_> {
     /// once more.
     fn guest_connections(&self, view: &View, again: bool, connections: u64, lines: &mut Vec<u8>) {
         let plain = match view {
-            View::Text(_) | View::Json(_) => self.args.port.is_none() && !self.stop.is_cancelled(),
+            View::Text(_) | View::Json(_) => {
+                // Whoever filters messages does not ask for these.
+                self.args.filter() == Filter::default()
+                    && self.args.port.is_none()
+                    && !self.stop.is_cancelled()
+            }
             View::Stats(_) | View::Follow(_) | View::Nic(_) => false,
         };
         if connections == 0 || !plain {
