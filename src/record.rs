@@ -11,7 +11,7 @@
 //! Traffic is copied once, into the queue, with its time. A thread takes it from there, so that a slow disk never
 //! holds up traffic: when the queue is full, what comes is dropped and counted. It goes on where a message
 //! begins, and the sequence numbers go on over what was dropped, so that readers see a hole of exactly that size with a
-//! message behind it. The cores, [`links`] and [`card`], do no I/O.
+//! message behind it. The cores, [`links`] and `card`, do no I/O.
 //!
 //! Tickets and passwords never come here: a link is recorded from behind its link stage, and the one in the file is
 //! made up.

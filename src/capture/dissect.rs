@@ -9,10 +9,10 @@
 //!             └─ anything else: not Spice             ▲  a hole between messages, a damaged header
 //! ```
 //!
-//! The two directions of a [`Connection`] are followed apart, each through these states, and share what is known of
+//! The two directions of a `Connection` are followed apart, each through these states, and share what is known of
 //! channel, header and roles. Where the link stage is not in the capture, the search finds out: who is the client by the messages
 //! that only one end can send or by the port, and the channel once no other has the messages that were seen.
-//! [`sizes`] says what a header can look like, [`bodies`] what its message says.
+//! `sizes` says what a header can look like, `bodies` what its message says.
 //!
 //! # Bounds
 //!

@@ -2,7 +2,7 @@
 //!
 //! # Theory of operation
 //!
-//! Each direction of a connection ([`flow`]) knows the position of the next byte it wants. A segment that holds it is
+//! Each direction of a connection (`flow`) knows the position of the next byte it wants. A segment that holds it is
 //! passed on without a copy, without what was had before. One from further ahead waits. Where bytes are wanted that the
 //! capture does not have, somebody must decide that they will not come any more; they are given up, and become a hole,
 //! when

@@ -5,12 +5,12 @@
 //! Both captures are read side by side, in the order of their times, which are of one machine's clock. A SOCKET_OPEN follows
 //! from a guest's SYN to the service's address, and soon; so it is paired with the first such SYN that is not taken yet,
 //! of those from the second before it, and if there is none, with the last before that. Then each direction is
-//! compared byte by byte ([`lane`]): what one capture is ahead waits for the other, in bounded memory. Where it does
+//! compared byte by byte (`lane`): what one capture is ahead waits for the other, in bounded memory. Where it does
 //! not fit, the capture that is behind is read first; where that is not enough, it is said that the rest was not
 //! compared.
 //!
 //! What the guest sends must come out of the tunnel's server, all of it, and nothing else; what the service sent must
-//! come to the guest. Only a connection that was aborted may end with some of it on its way ([`verdict`]).
+//! come to the guest. Only a connection that was aborted may end with some of it on its way (`verdict`).
 
 mod guest;
 mod icmp;

@@ -1,7 +1,7 @@
 //! `--stats`: what became of each service and each connection of the guest.
 //!
 //! A connection's lines are printed when it is over, a service's and a channel's at the end of the capture. What is kept
-//! until then is bounded: [`MAX_SERVICES`] and [`MAX_CHANNELS`] lines. What comes behind that many is counted in one line
+//! until then is bounded: `MAX_SERVICES` and `MAX_CHANNELS` lines. What comes behind that many is counted in one line
 //! for all of them; in JSON, a channel's object is printed when it ends and nothing is left out but services.
 
 mod json;
