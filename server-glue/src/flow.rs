@@ -5,7 +5,7 @@
 //! is polled. They take turns with one [`Interface`], which holds nothing of a connection: with `any_ip` it takes every
 //! address, since the edge has already decided which exist.
 //!
-//! smoltcp 0.14 needs care in eight places, all of them here:
+//! smoltcp 0.14 needs care in ten places, all of them here:
 //!
 //! * it takes the window of its own SYN-ACK, which is not scaled, for a scaled one, and panics when the guest fills what it
 //!   believes to have announced: [`window_ring`] sizes rings so that both are the same;
@@ -13,8 +13,14 @@
 //! * data behind a FIN is taken too: such a segment is dropped;
 //! * `close` before the handshake is over takes the guest's acknowledgement of our SYN for one of our FIN: it is put off;
 //! * when TIME-WAIT ends, unread data is thrown away: the netstack keeps TIME-WAIT itself and lets go of the socket;
-//! * when the guest acknowledges everything, our FIN too, while its window is closed, smoltcp goes on probing that window,
-//!   for ever and without a pause: it is told that the window is open ([`Flow::end_probing`]);
+//! * an acknowledgement that shuts the window makes it probe that window instead of keeping its retransmission timer, though there may
+//!   be octets under way: if the guest dropped them, they are never sent again. And when everything is acknowledged so, our
+//!   FIN too, it goes on probing for ever and without a pause. Such a segment is fed as two, the acknowledgement
+//!   first and then the shut window, which alone does not touch a timer that runs ([`Flow::shuts_behind`]);
+//! * when that timer runs out while the window is shut, none runs any more until the guest says something, and its word that the window is
+//!   open may have been lost: meanwhile keep-alives go out often ([`ASK_AGAIN`]);
+//! * in LAST-ACK it ignores every segment that acknowledges nothing new, so that a window never opens: `close` behind the
+//!   guest's FIN is put off until all data is acknowledged;
 //! * a reset during the handshake makes it listen again: that counts as reset here;
 //! * delayed acknowledgements wait on a timer: none are used. The netstack sends only when it is asked to, after a whole
 //!   batch of frames was fed, which acknowledges a burst at once and a lone segment without delay.
@@ -46,6 +52,9 @@ const HANDSHAKE: Duration = Duration::from_secs(30);
 
 /// Octets through the rings up to which a socket is kept.
 const WORTH_KEEPING: usize = 32 * 1024;
+
+/// How long a guest whose shut window holds us up may be silent once no other timer runs.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The soonest that a connection is looked at again which had something to do, yet did nothing.
 const SOONEST: Duration = Duration::from_millis(5);
@@ -148,8 +157,12 @@ pub(crate) struct Flow {
     last_sent: Rest,
     /// The sequence number behind the guest's FIN, once that was taken.
     guest_end: Option<u32>,
-    /// The owner wants to close, but the handshake must be over first.
-    close_when_open: bool,
+    /// The owner wants to close, but smoltcp must not know yet ([`Flow::may_close`]).
+    close_later: bool,
+    /// What smoltcp waits to see acknowledged first. Known once our SYN-ACK is out.
+    unacknowledged: u32,
+    /// The guest's window was shut while we had more for it.
+    shut: bool,
     /// Octets that the owner knows to be in the receive ring.
     known: usize,
     /// The owner had more to send than fitted.
@@ -160,6 +173,8 @@ pub(crate) struct Flow {
     touched: usize,
     /// How long the guest may be silent once the connection is open.
     dead_after: Duration,
+    /// How long the guest may be silent before it is asked for a sign of life.
+    keepalive: Duration,
 }
 
 /// A socket without a connection.
@@ -182,7 +197,6 @@ impl Spare {
         // The guest is next to us: nothing in between could be congested. 2 MB at MTU 1500 took 0.01 s without control and 0.44 s with Reno
         // or Cubic (in a simulation without latency); where every hundredth frame was lost, 1.0, 8.9 and 7.2 s.
         socket.set_congestion_control(tcp::CongestionControl::None);
-        socket.set_keep_alive(Some(to_stack_duration(options.keepalive)));
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
         Spare { sockets, handle }
@@ -218,18 +232,22 @@ impl Flow {
         let socket = sockets.get_mut::<tcp::Socket<'_>>(handle);
         let _ = socket.listen(listener);
         socket.set_timeout(Some(to_stack_duration(options.dead_after.min(HANDSHAKE))));
+        socket.set_keep_alive(Some(to_stack_duration(options.keepalive)));
         let mut flow = Flow {
             sockets,
             handle,
             progress: Progress::Opening,
             last_sent: Rest { next_send: 0, next_receive: 0 },
             guest_end: None,
-            close_when_open: false,
+            close_later: false,
+            unacknowledged: 0,
+            shut: false,
             known: 0,
             wants_room: false,
             end_told: false,
             touched: 0,
             dead_after: options.dead_after,
+            keepalive: options.keepalive,
         };
         flow.ingress(engine, now, syn, scratch);
         if flow.socket().state() != tcp::State::SynReceived {
@@ -261,19 +279,29 @@ impl Flow {
         {
             return;
         }
-        if segment.flags.has(TcpFlags::FIN) && !segment.data.is_empty() {
-            for part in split_fin(segment) {
-                self.ingress(engine, now, &part, scratch);
-                if !scratch.frame().is_empty() {
-                    reply(scratch);
-                }
-            }
-        } else {
-            self.ingress(engine, now, segment.ip.whole, scratch);
+        let queued = self.socket().send_queue();
+        let shuts_behind = self.shuts_behind(segment);
+        let window = if shuts_behind { 1 } else { window(segment) };
+        let mut feed = |flow: &mut Flow, part: &[u8]| {
+            flow.ingress(engine, now, part, scratch);
             if !scratch.frame().is_empty() {
                 reply(scratch);
             }
+        };
+        if segment.flags.has(TcpFlags::FIN) && !segment.data.is_empty() {
+            for part in split_fin(segment, window) {
+                feed(self, &part);
+            }
+        } else if shuts_behind {
+            feed(self, &rewritten(segment, segment.sequence, segment.flags.0, window, segment.data));
+        } else {
+            feed(self, segment.ip.whole);
         }
+        // Only behind the first: alone it would acknowledge and shut at once, which is what must not be.
+        if shuts_behind && self.socket().send_queue() < queued && self.sends_data() {
+            feed(self, &rewritten(segment, end, TcpFlags::ACK.0, 0, &[]));
+        }
+        self.ask_again(segment);
         if self.guest_end.is_none() && self.fin_taken() {
             self.guest_end = Some(end);
         }
@@ -290,12 +318,11 @@ impl Flow {
         let mut port = Port { incoming: None, out: scratch, mtu: engine.mtu };
         engine.interface.poll_egress(at, &mut port, &mut self.sockets);
         let sent = !scratch.frame().is_empty();
-        let again = sent && behind(scratch.packet()) == Some(self.last_sent);
         if sent {
             self.note_sent(scratch);
-        }
-        if again && self.socket().state() == tcp::State::FinWait2 {
-            self.end_probing(engine, now, scratch);
+            if self.progress == Progress::Opening {
+                self.unacknowledged = self.last_sent.next_send;
+            }
         }
         self.follow(Cause::OwnTurn);
         if !sent && self.socket().state() == tcp::State::TimeWait {
@@ -350,7 +377,7 @@ impl Flow {
     }
 
     pub(crate) fn send(&mut self, data: &[u8]) -> usize {
-        let sent = if self.close_when_open { 0 } else { self.socket_mut().send_slice(data).unwrap_or(0) };
+        let sent = if self.close_later { 0 } else { self.socket_mut().send_slice(data).unwrap_or(0) };
         self.wants_room |= sent < data.len();
         self.touched = self.touched.saturating_add(sent);
         sent
@@ -358,21 +385,14 @@ impl Flow {
 
     pub(crate) fn send_capacity(&self) -> usize {
         let socket = self.socket();
-        if socket.may_send() && !self.close_when_open {
-            socket.send_capacity() - socket.send_queue()
-        } else {
-            0
-        }
+        if socket.may_send() && !self.close_later { socket.send_capacity() - socket.send_queue() } else { 0 }
     }
 
     /// No more data from us: FIN behind what was sent.
     pub(crate) fn close(&mut self) {
         self.wants_room = false;
-        if self.socket().state() == tcp::State::SynReceived {
-            self.close_when_open = true;
-        } else {
-            self.socket_mut().close();
-        }
+        self.close_later = true;
+        self.close_in_time();
     }
 
     /// The socket, for another connection; `None` if it is better freed.
@@ -409,23 +429,68 @@ impl Flow {
 
     fn ingress(&mut self, engine: &mut Engine, now: Instant, packet: &[u8], scratch: &mut Scratch) {
         scratch.len = 0;
+        let queued = self.socket().send_queue();
         let at = engine.stack_time(now);
         let mut port = Port { incoming: Some(packet), out: scratch, mtu: engine.mtu };
         engine.interface.poll_ingress_single(at, &mut port, &mut self.sockets);
+        let acknowledged = queued.saturating_sub(self.socket().send_queue());
+        self.unacknowledged =
+            self.unacknowledged.wrapping_add(u32::try_from(acknowledged).unwrap_or(u32::MAX));
         if !scratch.frame().is_empty() {
             self.note_sent(scratch);
         }
     }
 
-    /// Lets smoltcp believe that the guest opened its window, by an acknowledgement as the guest would answer the one in
-    /// `scratch` with. That one remains to be sent. We have nothing more to send, so no window matters.
-    fn end_probing(&mut self, engine: &mut Engine, now: Instant, scratch: &mut Scratch) {
-        let frame = scratch.frame().to_vec();
-        if let Some(answer) = opened_window(scratch.packet()) {
-            self.ingress(engine, now, &answer, scratch);
+    /// Whether `segment` acknowledges some of what is queued, and shuts the window with the same word. It is fed as one that leaves
+    /// the window open, then one that only shuts it. Nothing is sent between the two.
+    fn shuts_behind(&self, segment: &Segment<'_>) -> bool {
+        let queued = self.socket().send_queue();
+        let acknowledged = segment.acknowledgement.wrapping_sub(self.unacknowledged) as usize;
+        // Our FIN may be acknowledged with the data.
+        let acknowledges = acknowledged > 0 && acknowledged <= queued + 1;
+        let flags = segment.flags;
+        let plain = flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::SYN) && !flags.has(TcpFlags::RST);
+        plain && window(segment) == 0 && queued > 0 && acknowledges
+    }
+
+    /// Sees to it that somebody asks a guest whose window is shut.
+    fn ask_again(&mut self, segment: &Segment<'_>) {
+        let shut = window(segment) == 0 && self.socket().send_queue() > 0;
+        if shut != self.shut {
+            self.shut = shut;
+            let interval = if shut { self.keepalive.min(ASK_AGAIN) } else { self.keepalive };
+            self.socket_mut().set_keep_alive(Some(to_stack_duration(interval)));
         }
-        scratch.len = frame.len();
-        scratch.set_header(&frame);
+    }
+
+    /// Our stream has not ended with all of it acknowledged, so the window matters.
+    fn sends_data(&self) -> bool {
+        self.socket().may_send() || self.socket().send_queue() > 0
+    }
+
+    /// Whether smoltcp may know that we close: not before the handshake is over, and in answer to the guest's FIN not before all data is
+    /// acknowledged.
+    fn may_close(&self) -> bool {
+        match self.socket().state() {
+            tcp::State::SynReceived => false,
+            tcp::State::CloseWait => self.socket().send_queue() == 0,
+            tcp::State::Closed
+            | tcp::State::Listen
+            | tcp::State::SynSent
+            | tcp::State::Established
+            | tcp::State::FinWait1
+            | tcp::State::FinWait2
+            | tcp::State::Closing
+            | tcp::State::LastAck
+            | tcp::State::TimeWait => true,
+        }
+    }
+
+    fn close_in_time(&mut self) {
+        if self.close_later && self.may_close() {
+            self.close_later = false;
+            self.socket_mut().close();
+        }
     }
 
     fn note_sent(&mut self, scratch: &Scratch) {
@@ -471,10 +536,8 @@ impl Flow {
             self.progress = Progress::Open;
             let timeout = to_stack_duration(self.dead_after);
             self.socket_mut().set_timeout(Some(timeout));
-            if std::mem::take(&mut self.close_when_open) {
-                self.socket_mut().close();
-            }
         }
+        self.close_in_time();
     }
 }
 
@@ -507,39 +570,35 @@ pub(crate) fn keep_syn(segment: &Segment<'_>) -> Option<Box<[u8]>> {
 
 /// The data of a segment, then its FIN alone. If the data was cut at the window's edge, the FIN stands beyond a gap, and is ignored until
 /// the guest sends it again.
-fn split_fin(segment: &Segment<'_>) -> [Vec<u8>; 2] {
+fn split_fin(segment: &Segment<'_>, window: u16) -> [Vec<u8>; 2] {
     let data_len = u32::try_from(segment.data.len()).unwrap_or(u32::MAX);
-    let data = rewritten(segment, segment.sequence, segment.flags.0 & !TcpFlags::FIN.0, segment.data);
-    let fin = rewritten(segment, segment.sequence.wrapping_add(data_len), segment.flags.0, &[]);
+    let data = rewritten(segment, segment.sequence, segment.flags.0 & !TcpFlags::FIN.0, window, segment.data);
+    let fin = rewritten(segment, segment.sequence.wrapping_add(data_len), segment.flags.0, window, &[]);
     [data, fin]
 }
 
 /// A segment like `segment`, its TCP checksum not renewed: smoltcp does not look at it here.
-fn rewritten(segment: &Segment<'_>, sequence: u32, flags: u8, data: &[u8]) -> Vec<u8> {
+fn rewritten(segment: &Segment<'_>, sequence: u32, flags: u8, window: u16, data: &[u8]) -> Vec<u8> {
     let len = segment.header.len() + data.len();
     let mut packet = Vec::with_capacity(20 + len);
     put_ipv4(&mut packet, segment.ip.source, segment.ip.destination, PROTOCOL_TCP, len);
     let tcp = packet.len();
     packet.extend_from_slice(segment.header);
     packet.extend_from_slice(data);
-    if let Some([_, _, _, _, q0, q1, q2, q3, _, _, _, _, _, control, ..]) = packet.get_mut(tcp..) {
+    if let Some([_, _, _, _, q0, q1, q2, q3, _, _, _, _, _, control, w0, w1, ..]) = packet.get_mut(tcp..) {
         [*q0, *q1, *q2, *q3] = sequence.to_be_bytes();
         *control = flags;
+        [*w0, *w1] = window.to_be_bytes();
     }
     packet
 }
 
-/// The guest's acknowledgement of an acknowledgement of ours, with a window.
-fn opened_window(ours: &[u8]) -> Option<Vec<u8>> {
-    let (ip, tcp) = ours.split_first_chunk::<20>()?;
-    let &[.., s0, s1, s2, s3, d0, d1, d2, d3] = ip;
-    let &[p0, p1, g0, g1, q0, q1, q2, q3, a0, a1, a2, a3, ..] = tcp.first_chunk::<TCP_HEADER>()?;
-    let mut packet = Vec::with_capacity(20 + TCP_HEADER);
-    put_ipv4(&mut packet, [d0, d1, d2, d3].into(), [s0, s1, s2, s3].into(), PROTOCOL_TCP, TCP_HEADER);
-    let header_words = 5 << 4;
-    packet.extend_from_slice(&[g0, g1, p0, p1, a0, a1, a2, a3, q0, q1, q2, q3]);
-    packet.extend_from_slice(&[header_words, TcpFlags::ACK.0, 0xff, 0xff, 0, 0, 0, 0]);
-    Some(packet)
+/// The window that a segment announces, not scaled. A header without one cannot be.
+fn window(segment: &Segment<'_>) -> u16 {
+    match segment.header.first_chunk::<TCP_HEADER>() {
+        Some(&[.., w0, w1, _, _, _, _]) => u16::from_be_bytes([w0, w1]),
+        None => 0,
+    }
 }
 
 /// What follows a segment that smoltcp made: its IPv4 header has no options.

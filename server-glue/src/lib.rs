@@ -31,3 +31,5 @@ mod hostile_tests;
 mod script;
 #[cfg(test)]
 mod tcp_tests;
+#[cfg(test)]
+mod window_tests;

@@ -272,7 +272,8 @@ impl Netstack {
         taken
     }
 
-    /// No more will be sent: FIN behind what was. Reading goes on.
+    /// No more will be sent: FIN behind what was. Reading goes on. If the guest finished first, the FIN waits until it has
+    /// acknowledged everything before.
     pub fn finish(&mut self, now: Instant, flow: FlowId) {
         let Some(connection) = self.table.connection_mut(flow) else { return };
         connection.flow.close();

@@ -241,9 +241,13 @@ fn both_ways_of_closing() {
     assert_eq!(script.net.send(script.now, flow, b"and"), 3);
     script.expect_numbers(PSH | ACK, ours, 1005);
     script.net.finish(script.now, flow);
-    script.expect_numbers(FIN | ACK, ours + 3, 1005);
+    // Not before the guest has everything.
     script.expect_nothing();
     assert_eq!(script.net.send(script.now, flow, b"more"), 0);
+    assert_eq!(script.net.send_capacity(flow), 0);
+    script.send_tcp(tcp(ACK, 1005, ours + 3));
+    script.expect_numbers(FIN | ACK, ours + 3, 1005);
+    script.expect_nothing();
     script.send_tcp(tcp(ACK, 1005, ours + 4));
     assert_eq!(script.event(), Some(NetEvent::Closed { flow }));
     assert_eq!((script.net.flows(), script.net.poll_timeout()), (0, None));
