@@ -29,6 +29,10 @@ pub(super) struct Connection {
     forth: Half,
     back: Half,
     reset: Option<Way>,
+    /// Length of the last piece.
+    piece: usize,
+    /// Pieces of this length or more may have been cut off, so that their ends say nothing.
+    cut: usize,
 }
 
 /// One direction.
@@ -88,6 +92,8 @@ impl Connection {
             forth: Half::Start(Vec::new()),
             back: Half::Start(Vec::new()),
             reset: None,
+            piece: 0,
+            cut: usize::MAX,
         }
     }
 
@@ -109,6 +115,7 @@ impl Connection {
 
     pub(super) fn bytes(&mut self, way: Way, bytes: &[u8], out: &mut Out<'_>) -> Fate {
         let from_start = self.from_start;
+        self.piece = bytes.len();
         match self.half(way) {
             Half::Start(first) => {
                 // Until it is known what this is, the first bytes are enough.
@@ -133,6 +140,7 @@ impl Connection {
     /// Gives bytes to a direction of the data stage, which may fall out of step and into step again any number of times.
     fn messages(&mut self, way: Way, bytes: &[u8], out: &mut Out<'_>) -> Fate {
         let mut rest = bytes;
+        let cut = self.cut;
         // What has to be read before `rest`.
         let mut carried = Vec::new();
         loop {
@@ -140,20 +148,28 @@ impl Connection {
             match half {
                 Half::Data(framer) => {
                     let input = std::mem::take(&mut carried);
+                    let lost;
                     match framer.feed(&input, know, out) {
-                        Fed::Lost { mut behind, rest } => {
+                        Fed::Lost { mut behind, rest, unproved } => {
                             behind.extend_from_slice(rest);
                             carried = behind;
+                            lost = unproved;
                         }
                         Fed::Ok => match framer.feed(std::mem::take(&mut rest), know, out) {
-                            Fed::Lost { behind, rest: behind_it } => {
+                            Fed::Lost { behind, rest: behind_it, unproved } => {
                                 carried = behind;
                                 rest = behind_it;
+                                lost = unproved;
                             }
                             Fed::Ok => return Fate::Keep,
                         },
                     }
                     self.lose(way, Some(0), None, None);
+                    if let (Some(skipped), Half::Lost(lost)) = (lost, self.half(way)) {
+                        lost.search = Search::behind(skipped);
+                        // It was of no message either.
+                        lost.serial = None;
+                    }
                 }
                 Half::Lost(_) => {
                     if carried.is_empty() {
@@ -163,16 +179,19 @@ impl Connection {
                         // In small portions, because what is behind the messages' start is copied.
                         let (now, later) = rest.split_at_checked(PORTION).unwrap_or((rest, &[]));
                         let starts = rest.len() == bytes.len() && bytes.len() >= HeaderForm::Mini.len();
-                        let ends = later.is_empty() && bytes.len() >= HeaderForm::Mini.len();
+                        let ends = later.is_empty() && (HeaderForm::Mini.len()..cut).contains(&bytes.len());
                         rest = later;
                         match self.look(way, now, (starts, ends), out) {
                             Looked::Found(found) => carried = found,
                             Looked::NotYet => {}
                             Looked::NotSpice => return Fate::Forget,
                         }
-                    } else if let Looked::Found(found) =
-                        self.look(way, &std::mem::take(&mut carried), (false, rest.is_empty()), out)
-                    {
+                    } else if let Looked::Found(found) = self.look(
+                        way,
+                        &std::mem::take(&mut carried),
+                        (false, rest.is_empty() && bytes.len() < cut),
+                        out,
+                    ) {
                         carried = found;
                     }
                 }
@@ -182,6 +201,10 @@ impl Connection {
     }
 
     pub(super) fn hole(&mut self, way: Way, missing: u64, cause: HoleCause, out: &mut Out<'_>) {
+        if cause == HoleCause::CutOff {
+            self.cut = self.cut.min(self.piece);
+        }
+        self.search_ends(way, out);
         let from = self.sender(way);
         match self.half(way) {
             Half::Data(framer) => match framer.hole(missing) {
@@ -200,7 +223,7 @@ impl Connection {
                     lost.missing = Some(before.saturating_add(missing));
                     lost.cause = lost.cause.or(Some(cause));
                 }
-                lost.search.hole();
+                lost.search.forget(missing);
             }
             Half::Start(_) | Half::Link => {
                 self.from_start &= self.began;
@@ -387,28 +410,9 @@ impl Connection {
     /// Looks for messages in a direction that is not in step.
     fn look(&mut self, way: Way, bytes: &[u8], (starts, ends): (bool, bool), out: &mut Out<'_>) -> Looked {
         let familiar = self.is_familiar(out);
-        self.guess_roles_by_port(out);
         let began = self.began;
-        let enough = match (&self.know.channel, self.know.form) {
-            (Some(_), Some(_)) => IN_STEP_BEFORE,
-            _ if began || familiar => EXPECTED,
-            _ => STRANGE,
-        };
-        let (if_client, if_server) = match way {
-            Way::Forth => (self.know.if_forth, self.know.if_back),
-            Way::Back => (self.know.if_back, self.know.if_forth),
-        };
-        let (half, know) = self.half_and_knowledge(way);
-        let Half::Lost(lost) = half else { return Looked::NotYet };
-        let clues = Clues {
-            form: know.form,
-            layout: know.layout,
-            client: if_client,
-            server: if_server,
-            serial: lost.serial,
-            enough,
-            window: if out.room > 4 * WINDOW { WINDOW } else { LITTLE },
-        };
+        let clues = self.clues(way, out);
+        let Half::Lost(lost) = self.half(way) else { return Looked::NotYet };
         if lost.given_up {
             lost.search.pass(bytes.len());
             return Looked::NotYet;
@@ -423,7 +427,7 @@ impl Connection {
             return Looked::NotYet;
         }
         lost.given_up = true;
-        lost.search.hole();
+        lost.search.forget(0);
         let hopeless = |half: &Half| match half {
             Half::Lost(lost) => lost.given_up,
             Half::Start(first) => first.is_empty(),
@@ -434,6 +438,42 @@ impl Connection {
         } else {
             Looked::NotYet
         }
+    }
+
+    /// Gives what was found of messages where more bytes are missing than a search knows of.
+    fn search_ends(&mut self, way: Way, out: &mut Out<'_>) {
+        let clues = self.clues(way, out);
+        let Half::Lost(lost) = self.half(way) else { return };
+        if lost.given_up {
+            return;
+        }
+        if let Some(mut found) = lost.search.finish(&clues) {
+            let bytes = std::mem::take(&mut found.bytes);
+            self.found(way, found, out);
+            self.messages(way, &bytes, out);
+        }
+    }
+
+    /// What a search in this direction can go by.
+    fn clues(&mut self, way: Way, out: &Out<'_>) -> Clues {
+        let familiar = self.is_familiar(out);
+        self.guess_roles_by_port(out);
+        let enough = match (&self.know.channel, self.know.form) {
+            (Some(_), Some(_)) => IN_STEP_BEFORE,
+            _ if self.began || familiar => EXPECTED,
+            _ => STRANGE,
+        };
+        let (client, server) = match way {
+            Way::Forth => (self.know.if_forth, self.know.if_back),
+            Way::Back => (self.know.if_back, self.know.if_forth),
+        };
+        let (half, know) = self.half_and_knowledge(way);
+        let (serial, missing) = match half {
+            Half::Lost(lost) => (lost.serial, lost.missing),
+            Half::Start(_) | Half::Link | Half::Data(_) | Half::Over => (None, None),
+        };
+        let window = if out.room > 4 * WINDOW { WINDOW } else { LITTLE };
+        Clues { form: know.form, layout: know.layout, client, server, serial, missing, enough, window }
     }
 
     fn found(&mut self, way: Way, found: Found, out: &mut Out<'_>) {
@@ -461,7 +501,7 @@ impl Connection {
         self.begin(false, out);
         self.say_linked(terms, out);
         self.say_hole(from, &lost, found.skipped, true, out);
-        *self.half(way) = Half::Data(Framer::new(from, found.form, lost.serial));
+        *self.half(way) = Half::Data(Framer::found(from, found.form, lost.serial));
     }
 
     /// Whether Spice is expected at one of the ends' ports.
@@ -562,10 +602,10 @@ const PATIENCE: u64 = 4 << 20;
 const PATIENCE_WITH_STRANGERS: u64 = 64 << 10;
 
 /// What has to be found there.
-const STRANGE: Enough = Enough { points: 12, messages: 4, kinds: 2 };
+const STRANGE: Enough = Enough { points: 12, messages: 4, kinds: 2, whole_piece: 0 };
 
 /// What has to be found where Spice is expected, but neither its channel nor its headers are known.
-const EXPECTED: Enough = Enough { points: 5, messages: 1, kinds: 1 };
+const EXPECTED: Enough = Enough { points: 5, messages: 1, kinds: 1, whole_piece: 1 };
 
 /// And where both are.
-const IN_STEP_BEFORE: Enough = Enough { points: 3, messages: 1, kinds: 1 };
+const IN_STEP_BEFORE: Enough = Enough { points: 5, messages: 1, kinds: 1, whole_piece: 3 };

@@ -2,13 +2,14 @@
 
 use spice_proto::frame::HeaderForm;
 use spice_proto::names::Sender;
+use spice_proto::tunnel::Layout;
 
 use super::bodies;
 use super::knowledge::Knowledge;
 use super::out::Out;
 use super::resync::LOST;
 use super::sizes;
-use super::{Body, Head, Message, What};
+use super::{Body, Head, Hole, Message, What};
 
 /// Follows the messages of one direction.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub(super) struct Framer {
     kept: Vec<u8>,
     /// Of the last header.
     serial: Option<u64>,
+    /// Messages that have yet to stand where they have to, until it is sure that these are messages. 0: it is.
+    unproved: u32,
 }
 
 #[derive(Debug)]
@@ -42,12 +45,15 @@ enum State {
 pub(super) enum Fed<'b> {
     /// It was used up.
     Ok,
-    /// A header is not one, which was reported. A message may start anywhere in these bytes.
+    /// A header is not one. A message may start anywhere in these bytes.
     Lost {
-        /// The damaged header but for its first byte.
+        /// The damaged header but for its first byte, or a body.
         behind: Vec<u8>,
         /// What follows it in the piece.
         rest: &'b [u8],
+        /// `None`: it was reported. Otherwise the messages before it were not sure to be any, and so many bytes went
+        /// before these ones.
+        unproved: Option<usize>,
     },
 }
 
@@ -61,7 +67,12 @@ pub(super) enum Holed {
 
 impl Framer {
     pub(super) fn new(from: Sender, form: HeaderForm, serial: Option<u64>) -> Self {
-        Self { from, form, state: State::START, kept: Vec::new(), serial }
+        Self { from, form, state: State::START, kept: Vec::new(), serial, unproved: 0 }
+    }
+
+    /// Where messages were found by a search, which may have taken something else for them.
+    pub(super) fn found(from: Sender, form: HeaderForm, serial: Option<u64>) -> Self {
+        Self { unproved: PROOF, ..Self::new(from, form, serial) }
     }
 
     /// Bytes that it holds on to.
@@ -104,10 +115,26 @@ impl Framer {
                     };
                     let raw = raw.get(..length).unwrap_or_default();
                     let Some(head) = Head::read(self.form, raw) else { return Fed::Ok };
+                    if self.unproved > 0 && self.is_unlikely(&head, know) {
+                        self.state = State::START;
+                        let behind = raw.get(1..).unwrap_or_default().to_vec();
+                        return Fed::Lost { behind, rest, unproved: Some(1) };
+                    }
                     if let Some(error) = self.doubt(&head, know) {
                         out.say(know, Some(self.from), What::Malformed { error, header: None, bytes: raw });
                         self.state = State::START;
-                        return Fed::Lost { behind: raw.get(1..).unwrap_or_default().to_vec(), rest };
+                        let behind = raw.get(1..).unwrap_or_default().to_vec();
+                        return Fed::Lost { behind, rest, unproved: None };
+                    }
+                    if self.unproved > 0 {
+                        let size = usize::try_from(head.size).unwrap_or(usize::MAX);
+                        if rest.get(..size).is_some_and(|body| is_refused(self.from, &head, body, know)) {
+                            self.state = State::START;
+                            let behind = raw.get(1..).unwrap_or_default().to_vec();
+                            return Fed::Lost { behind, rest, unproved: Some(1) };
+                        }
+                        // An empty one proves nothing.
+                        self.unproved -= u32::from(head.size > 0 || head.serial.is_some());
                     }
                     bytes = self.start(head, rest, know, out);
                 }
@@ -126,6 +153,11 @@ impl Framer {
                     }
                     if *left == 0 {
                         let (head, holed) = (*head, *holed);
+                        if self.unproved > 0 && !holed && is_refused(self.from, &head, &self.kept, know) {
+                            self.state = State::START;
+                            let behind = std::mem::take(&mut self.kept);
+                            return Fed::Lost { behind, rest: bytes, unproved: Some(self.form.len()) };
+                        }
                         self.finish(head, holed, know, out);
                     }
                 }
@@ -159,9 +191,24 @@ impl Framer {
         }
     }
 
-    /// The sender closed. In the middle of a message that is a fault.
+    /// The sender closed. In the middle of a message that is a fault, if it surely was one.
     pub(super) fn closed(&mut self, know: &Knowledge, out: &mut Out<'_>) {
         let who = self.from.name();
+        if self.unproved > 0 {
+            let skipped = match &self.state {
+                State::Header { have, .. } => u64::try_from(*have).unwrap_or(u64::MAX),
+                State::Body { head, left, .. } => {
+                    let left = u64::try_from(*left).unwrap_or(u64::MAX);
+                    let header = u64::try_from(self.form.len()).unwrap_or(u64::MAX);
+                    header.saturating_add(u64::from(head.size).saturating_sub(left))
+                }
+            };
+            if skipped > 0 {
+                let hole = Hole { missing: Some(0), skipped, resumed: false, cause: None };
+                out.say(know, Some(self.from), What::Hole(hole));
+            }
+            self.state = State::START;
+        }
         match &self.state {
             State::Header { have: 0, .. } => {}
             State::Header { bytes, have } => {
@@ -216,6 +263,18 @@ impl Framer {
         self.kept.clear();
     }
 
+    /// Whether this is no header that a sender of this channel would write next.
+    fn is_unlikely(&self, head: &Head, know: &Knowledge) -> bool {
+        let follows = match (head.serial, self.serial) {
+            (Some(serial), Some(last)) => (1..=LOST).contains(&serial.wrapping_sub(last)),
+            _ => true,
+        };
+        let fits = know.channel_type().is_none_or(|channel_type| {
+            sizes::of(channel_type, self.from, head.kind).is_some_and(|sizes| sizes.contains(&head.size))
+        });
+        !follows || !fits || self.doubt(head, know).is_some()
+    }
+
     /// Why this can be no header.
     fn doubt(&self, head: &Head, know: &Knowledge) -> Option<String> {
         let Head { kind, size, .. } = *head;
@@ -267,6 +326,14 @@ fn give(from: Sender, head: Head, kept: &[u8], know: &mut Knowledge, out: &mut O
     out.say(know, Some(from), what);
 }
 
+/// Whether a body cannot be what its header says.
+fn is_refused(from: Sender, head: &Head, body: &[u8], know: &Knowledge) -> bool {
+    let whole = usize::try_from(head.size) == Ok(body.len());
+    let layouts = know.layout.map_or([Layout::B, Layout::A], |layout| [layout; 2]);
+    let reads = |layout| bodies::parse(know.channel_type(), layout, from, head, body).is_ok();
+    whole && body.len() <= super::MAX_KEPT && !layouts.into_iter().any(reads)
+}
+
 /// Gives a message that the capture does not have all of.
 pub(super) fn incomplete(from: Sender, head: Head, know: &Knowledge, out: &mut Out<'_>) {
     let name = bodies::name(know.channel_type(), from, head.kind);
@@ -305,6 +372,9 @@ impl State {
 
 /// Bytes of the longer header.
 pub(super) const LONGEST: usize = HeaderForm::Full.len();
+
+/// Messages that have to stand where they have to behind one that was found.
+const PROOF: u32 = 4;
 
 /// A buffer up to this size is kept for the next message, unless memory is short.
 const LEFT_OVER: usize = 64 << 10;

@@ -5,6 +5,10 @@
 //! parses or its serial follows the one before, and so is a chain that begins or ends where a segment does, because senders
 //! write whole messages. The first chain with enough evidence wins. How much is enough depends on what was known before.
 //!
+//! What a tunnel carries is repetitive: pages of zeros with a small number here and there are full of headers of empty
+//! messages. So an empty message is worth nothing, except for its serial or if it fills a segment, and a serial only if it is
+//! one of the few that the missing bytes have room for. A chain goes on over further missing bytes if all of them are in one body.
+//!
 //! Work is linear: most bytes are dismissed by two comparisons, a chain is followed no further than it needs to win, and only
 //! [`CHAINS`] of them are kept waiting for more bytes. Of those, no more than twice the window is kept: a chain whose
 //! first messages had to go goes on, and reading begins at a later one.
@@ -30,6 +34,8 @@ pub(super) struct Search {
     chains: Vec<Chain>,
     /// Where pieces start that are not yet tested.
     starts: Vec<u64>,
+    /// Bytes that are missing among those of the search.
+    gone: u64,
 }
 
 /// What is known before.
@@ -43,6 +49,8 @@ pub(super) struct Clues {
     pub(super) server: Types,
     /// The last serial before.
     pub(super) serial: Option<u64>,
+    /// Bytes that are missing in all; `None` if nobody knows.
+    pub(super) missing: Option<u64>,
     pub(super) enough: Enough,
     /// Bytes that the search may keep.
     pub(super) window: usize,
@@ -55,6 +63,8 @@ pub(super) struct Enough {
     pub(super) messages: u32,
     /// Different sorts of messages, as long as there are not twice as many points as are needed.
     pub(super) kinds: u32,
+    /// Points for messages that fill a piece.
+    pub(super) whole_piece: u32,
 }
 
 /// A set of channel types.
@@ -90,6 +100,8 @@ struct Chain {
     last: Option<(u16, u32)>,
     /// The end of a piece that it was rewarded for.
     landed: u64,
+    /// It begins where a piece does, and none has ended since.
+    begins_piece: bool,
 }
 
 impl Search {
@@ -98,8 +110,18 @@ impl Search {
         self.buffer.capacity()
     }
 
+    /// A search behind bytes that turned out to be no message.
+    pub(super) fn behind(skipped: usize) -> Self {
+        let base = count(skipped);
+        Search { base, full_tested: base, mini_tested: base, ..Search::default() }
+    }
+
     /// Bytes that it was given.
     pub(super) fn seen(&self) -> u64 {
+        self.end().saturating_sub(self.gone)
+    }
+
+    fn end(&self) -> u64 {
         self.base.saturating_add(count(self.buffer.len()))
     }
 
@@ -107,7 +129,9 @@ impl Search {
     /// messages start, the search is over.
     pub(super) fn feed(&mut self, bytes: &[u8], starts: bool, ends: bool, clues: &Clues) -> Option<Found> {
         if starts {
-            self.starts.push(self.seen());
+            let start = self.end();
+            self.starts.push(start);
+            self.reward_those_at(start, clues);
         }
         self.buffer.extend_from_slice(bytes);
         let found = self.advance(ends, clues);
@@ -120,19 +144,34 @@ impl Search {
         self.base = self.base.saturating_add(count(bytes));
     }
 
-    /// Bytes are missing behind those that were fed.
-    pub(super) fn hole(&mut self) {
+    /// Nothing more comes right behind the bytes that were fed, so that nothing is gained by waiting for the rest of a body.
+    pub(super) fn finish(&mut self, clues: &Clues) -> Option<Found> {
+        let mut chains = std::mem::take(&mut self.chains);
+        chains.retain_mut(|chain| self.follow(chain, 0, clues));
+        self.chains = chains;
+        self.best(clues)
+    }
+
+    /// Lets go of all bytes, behind which some are missing.
+    pub(super) fn forget(&mut self, missing: u64) {
+        let base = self.end().saturating_add(missing);
+        self.chains.retain(|chain| chain.next >= base);
+        for chain in &mut self.chains {
+            chain.resume = chain.next;
+        }
         *self = Search {
-            base: self.seen(),
-            full_tested: self.seen(),
-            mini_tested: self.seen(),
+            base,
+            full_tested: base,
+            mini_tested: base,
+            chains: std::mem::take(&mut self.chains),
+            gone: self.gone.saturating_add(missing),
             ..Search::default()
         };
     }
 
     fn advance(&mut self, piece_ends: bool, clues: &Clues) -> Option<Found> {
         let mut chains = std::mem::take(&mut self.chains);
-        chains.retain_mut(|chain| self.follow(chain, clues));
+        chains.retain_mut(|chain| self.follow(chain, SMALL, clues));
         for form in [HeaderForm::Full, HeaderForm::Mini] {
             if clues.form.is_none_or(|known| known == form) {
                 self.test(form, &mut chains, clues);
@@ -143,20 +182,34 @@ impl Search {
         if self.starts.len() > STARTS {
             self.starts.drain(..STARTS / 2);
         }
-        let end = self.seen();
-        for chain in chains.iter_mut().filter(|chain| piece_ends && chain.next == end && chain.landed != end)
-        {
+        self.chains = chains;
+        if piece_ends {
+            self.reward_those_at(self.end(), clues);
+        }
+        self.best(clues)
+    }
+
+    /// A piece begins or ends here, and so do the chains that end here.
+    fn reward_those_at(&mut self, end: u64, clues: &Clues) {
+        for chain in self.chains.iter_mut().filter(|chain| chain.next == end && chain.landed != end) {
             chain.landed = end;
             chain.points += if chain.last.is_some_and(|(_, size)| size > 0) { 2 } else { 1 };
+            if std::mem::take(&mut chain.begins_piece) {
+                chain.points += clues.enough.whole_piece;
+            }
         }
-        self.chains = chains;
+    }
+
+    /// The first chain with enough evidence.
+    fn best(&self, clues: &Clues) -> Option<Found> {
         let won = self
             .chains
             .iter()
             .filter(|chain| chain.is_enough(&clues.enough))
             .min_by_key(|chain| chain.resume)?;
         let bytes = self.at(won.resume)?.to_vec();
-        Some(Found { skipped: won.resume, form: won.form, bytes, client: won.client, server: won.server })
+        let skipped = won.resume.saturating_sub(self.gone);
+        Some(Found { skipped, form: won.form, bytes, client: won.client, server: won.server })
     }
 
     /// Looks for headers in what was not looked at before.
@@ -173,9 +226,8 @@ impl Search {
             if !may_be_header(form, window) {
                 continue;
             }
-            let points = u32::from(self.starts.contains(&at));
-            let mut chain = Chain::new(form, at, points, clues);
-            if self.follow(&mut chain, clues) {
+            let mut chain = Chain::new(form, at, self.starts.contains(&at), clues);
+            if self.follow(&mut chain, SMALL, clues) {
                 begun.push(chain);
             }
             if begun.len() >= CHAINS {
@@ -191,17 +243,24 @@ impl Search {
         }
     }
 
-    /// Goes along a chain as far as there are bytes. `false`: it breaks.
-    fn follow(&self, chain: &mut Chain, clues: &Clues) -> bool {
+    /// Goes along a chain as far as there are bytes. A body up to `patience` is waited for. `false`: it breaks.
+    fn follow(&self, chain: &mut Chain, patience: usize, clues: &Clues) -> bool {
         while !chain.is_enough(&clues.enough) {
             let Some(bytes) = self.at(chain.next) else { return true };
             let Some(head) = Head::read(chain.form, bytes) else { return true };
             let size = usize::try_from(head.size).unwrap_or(usize::MAX);
             let body = bytes.get(chain.form.len()..).and_then(|rest| rest.get(..size));
-            if body.is_none() && size <= SMALL {
-                return chain.fits(&head, None, clues).is_some();
+            let serials = self.serials(chain.next, clues);
+            let Some((client, server, points)) = chain.fits(&head, body, serials, clues) else {
+                return false;
+            };
+            // Each later message begins a chain itself, so nothing is lost.
+            if points == 0 && chain.messages == 0 && !chain.begins_piece {
+                return false;
             }
-            let Some((client, server, points)) = chain.fits(&head, body, clues) else { return false };
+            if body.is_none() && size <= patience {
+                return true;
+            }
             chain.client = client;
             chain.server = server;
             chain.points += points;
@@ -213,6 +272,13 @@ impl Search {
                 chain.next.saturating_add(count(chain.form.len())).saturating_add(u64::from(head.size));
         }
         true
+    }
+
+    /// How many serials there can be from the last one that is known up to the header at a position.
+    fn serials(&self, position: u64, clues: &Clues) -> u64 {
+        let Some(missing) = clues.missing else { return LOST };
+        let bytes = missing.saturating_sub(self.gone).saturating_add(position);
+        (bytes / count(HeaderForm::Full.len())).saturating_add(LEFT_OUT).min(LOST)
     }
 
     /// What there is from a position on; `None` if that was let go, or is not there yet.
@@ -245,7 +311,7 @@ impl Search {
 }
 
 impl Chain {
-    fn new(form: HeaderForm, at: u64, points: u32, clues: &Clues) -> Self {
+    fn new(form: HeaderForm, at: u64, begins_piece: bool, clues: &Clues) -> Self {
         Self {
             form,
             resume: at,
@@ -253,11 +319,12 @@ impl Chain {
             serial: None,
             client: clues.client,
             server: clues.server,
-            points,
+            points: u32::from(begins_piece),
             messages: 0,
             kinds: 0,
             last: None,
             landed: at,
+            begins_piece,
         }
     }
 
@@ -267,7 +334,13 @@ impl Chain {
     }
 
     /// What the channel can be if this is the chain's next message, and how much of an evidence it is. `None`: it cannot be.
-    fn fits(&self, head: &Head, body: Option<&[u8]>, clues: &Clues) -> Option<(Types, Types, u32)> {
+    fn fits(
+        &self,
+        head: &Head,
+        body: Option<&[u8]>,
+        serials: u64,
+        clues: &Clues,
+    ) -> Option<(Types, Types, u32)> {
         let follows = match (head.serial, self.serial, clues.serial) {
             (None, ..) => 0,
             (Some(serial), Some(before), _) => match serial.checked_sub(before) {
@@ -275,17 +348,18 @@ impl Chain {
                 Some(2..=SKIPPED) => 0,
                 _ => return None,
             },
-            (Some(serial), None, Some(last)) if (1..=LOST).contains(&serial.wrapping_sub(last)) => 3,
-            // The last one that was seen may have been a damaged one.
+            (Some(serial), None, Some(last)) if (1..=serials).contains(&serial.wrapping_sub(last)) => 3,
             (Some(0), None, _) => return None,
-            (Some(serial), None, _) if serial <= SMALLISH => 2,
-            (Some(serial), None, _) if serial <= LARGEST => 1,
+            // The last one that was seen may have been a damaged one.
+            (Some(serial), None, Some(_)) if serial <= LARGEST => 0,
+            (Some(serial), None, None) if serial <= SMALLISH => 2,
+            (Some(serial), None, None) if serial <= LARGEST => 1,
             (Some(_), None, _) => return None,
         };
         let client = self.client.that_fit(Sender::Client, head, body, clues.layout);
         let server = self.server.that_fit(Sender::Server, head, body, clues.layout);
-        let points = client.1.max(server.1);
-        (points > 0).then_some((client.0, server.0, points + follows))
+        let possible = !client.0.is_empty() || !server.0.is_empty();
+        possible.then_some((client.0, server.0, client.1.max(server.1) + follows))
     }
 }
 
@@ -315,7 +389,7 @@ impl Types {
         (0..12).filter(move |kind| self.0 & (1 << kind) != 0)
     }
 
-    /// Those that have such a message, and how much of an evidence it is: 0 if none has it.
+    /// Those that have such a message, and how much of an evidence it is: none, if it is empty.
     pub(super) fn that_fit(
         self,
         from: Sender,
@@ -342,8 +416,12 @@ impl Types {
                 },
             };
             let exact = sizes.end() - sizes.start() <= 8;
-            let telling = head.size > 0 && (exact || (parsed && *sizes.end() <= STRUCTURED));
-            points = points.max(if telling { 2 } else { 1 });
+            let telling = exact || (parsed && *sizes.end() <= STRUCTURED);
+            points = points.max(match head.size {
+                0 => 0,
+                _ if telling => 2,
+                _ => 1,
+            });
             fitting.0 |= 1 << channel_type;
             // Every channel has those, with the same sizes.
             if head.kind < FIRST_OF_CHANNEL {
@@ -421,7 +499,10 @@ const STRUCTURED: u32 = 132 << 10;
 const STARTS: usize = 64;
 
 /// Serials that a sender may leave out.
-const SKIPPED: u64 = 1000;
+pub(super) const SKIPPED: u64 = 1000;
+
+/// How many of them are expected behind a hole.
+const LEFT_OUT: u64 = 16;
 
 /// Messages that a hole may take.
 pub(super) const LOST: u64 = 1 << 24;

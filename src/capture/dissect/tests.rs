@@ -25,6 +25,8 @@ struct Packet {
     ack: u32,
     flags: Flags,
     payload: Vec<u8>,
+    /// Bytes that the capture does not have of it.
+    cut: usize,
 }
 
 fn packets(name: &str) -> Vec<Packet> {
@@ -34,7 +36,16 @@ fn packets(name: &str) -> Vec<Packet> {
     while let Some(packet) = file.next().unwrap() {
         let Some(segment) = packet::segment(&packet).unwrap() else { continue };
         let Segment { from, to, seq, ack, flags, payload, .. } = segment;
-        packets.push(Packet { time: packet.time, from, to, seq, ack, flags, payload: payload.to_vec() });
+        packets.push(Packet {
+            time: packet.time,
+            from,
+            to,
+            seq,
+            ack,
+            flags,
+            payload: payload.to_vec(),
+            cut: 0,
+        });
     }
     packets
 }
@@ -63,9 +74,9 @@ fn events(packets: &[Packet]) -> Vec<Event> {
         events.push(Event::Other(StreamEvent { time, stream, piece }));
     };
     let mut reassembler = Reassembler::new(Limits::default());
-    for Packet { time, from, to, seq, ack, flags, payload } in packets {
-        let (from, to, seq, ack, flags) = (*from, *to, *seq, *ack, *flags);
-        reassembler.handle(*time, &Segment { from, to, seq, ack, flags, payload, cut: 0 }, &mut sink);
+    for Packet { time, from, to, seq, ack, flags, payload, cut } in packets {
+        let (from, to, seq, ack, flags, cut) = (*from, *to, *seq, *ack, *flags, *cut);
+        reassembler.handle(*time, &Segment { from, to, seq, ack, flags, payload, cut }, &mut sink);
     }
     reassembler.finish(&mut sink);
     events

@@ -6,6 +6,9 @@ use super::*;
 #[derive(Debug, Default, PartialEq)]
 struct Said {
     messages: BTreeMap<(SocketAddr, SocketAddr), Vec<(u16, u32)>>,
+    /// How many of them are there as a whole.
+    whole: BTreeMap<(SocketAddr, SocketAddr), usize>,
+    headers: BTreeMap<(SocketAddr, SocketAddr), usize>,
     times: Vec<Duration>,
     malformed: Vec<String>,
     holes: Vec<Hole>,
@@ -26,17 +29,22 @@ fn said(packets: &[Packet]) -> Said {
                 let (client, server) = ends[&item.stream];
                 let way = if item.from == Some(Sender::Client) { (client, server) } else { (server, client) };
                 said.times.push(item.time);
+                *said.whole.entry(way).or_default() += usize::from(message.body != Body::Incomplete);
                 said.messages.entry(way).or_default().push((message.head.kind, message.head.size));
             }
             What::Malformed { error, .. } => said.malformed.push(error),
             What::Hole(hole) => said.holes.push(hole),
+            What::Linked(terms) => {
+                let (client, server) = ends[&item.stream];
+                said.headers.insert((client, server), terms.header.len());
+                said.headers.insert((server, client), terms.header.len());
+            }
             What::LinkMess { .. }
             | What::LinkReply { .. }
             | What::AuthMechanism(_)
             | What::Ticket
             | What::Sasl { .. }
             | What::LinkResult(_)
-            | What::Linked(_)
             | What::Ended { .. } => {}
         },
     );
@@ -100,6 +108,75 @@ fn messages_are_found_behind_a_packet_that_is_missing() {
                     less.holes
                 );
             }
+        }
+    }
+}
+
+/// How many messages of each direction a damaged capture holds as a whole.
+fn captured(all: &Said, whole: &[Packet], damaged: &[Packet]) -> BTreeMap<(SocketAddr, SocketAddr), usize> {
+    let mut counts = BTreeMap::new();
+    for (way, messages) in &all.messages {
+        let of_way = |packet: &&Packet| (packet.from, packet.to) == *way;
+        let first = whole.iter().filter(of_way).find(|packet| packet.flags.contains(Flags::SYN)).unwrap();
+        let offset = |packet: &Packet| packet.seq.wrapping_sub(first.seq + 1) as usize;
+        let sent = whole.iter().filter(of_way).filter(|packet| !packet.payload.is_empty());
+        let length = sent.map(|packet| offset(packet) + packet.payload.len()).max().unwrap();
+        let mut there = vec![false; length];
+        for packet in damaged.iter().filter(of_way).filter(|packet| !packet.payload.is_empty()) {
+            there[offset(packet)..][..packet.payload.len()].fill(true);
+        }
+        // The link stage goes before them.
+        let lengths = messages.iter().map(|(_, size)| all.headers[way] + *size as usize);
+        let mut at = length - lengths.clone().sum::<usize>();
+        let is_there = |length: usize| {
+            at += length;
+            there[at - length..at].iter().all(|there| *there)
+        };
+        counts.insert(*way, lengths.map(is_there).filter(|there| *there).count());
+    }
+    counts
+}
+
+/// Nothing is invented, little is overlooked.
+fn check_damaged(what: &str, all: &Said, whole: &[Packet], damaged: &[Packet], share: usize) {
+    let less = said(damaged);
+    assert_eq!(less.malformed, Vec::<String>::new(), "{what}");
+    for (way, messages) in &less.messages {
+        assert!(is_within(messages, &all.messages[way]), "{what}, {way:?}: {messages:?}");
+    }
+    for (way, captured) in captured(all, whole, damaged) {
+        let found = less.whole.get(&way).copied().unwrap_or(0);
+        assert!(found <= captured, "{what}, {way:?}: {found} of {captured}");
+        assert!(found + 3 >= captured * share / 100, "{what}, {way:?}: {found} of {captured}");
+    }
+}
+
+#[test]
+fn captures_with_a_snap_length_show_no_more_than_there_is() {
+    for name in STOCK.into_iter().chain(TUNNELS) {
+        let packets = packets(name);
+        let all = said(&packets);
+        for length in [30, 134, 200, 234, 934] {
+            let mut cut = packets.clone();
+            for packet in &mut cut {
+                packet.cut = packet.payload.len().saturating_sub(length);
+                packet.payload.truncate(length);
+            }
+            check_damaged(&format!("{name} cut at {length}"), &all, &packets, &cut, 90);
+        }
+    }
+}
+
+#[test]
+fn captures_with_packets_dropped_show_no_more_than_there_is() {
+    let mut random = Random(0x10557);
+    for name in STOCK.into_iter().chain(TUNNELS) {
+        let packets = packets(name);
+        let all = said(&packets);
+        for run in 0..if name.starts_with("tunnel") { 10 } else { 50 } {
+            let mut fewer = packets.clone();
+            fewer.retain(|_| random.below(20) != 0);
+            check_damaged(&format!("{name}, run {run}"), &all, &packets, &fewer, 90);
         }
     }
 }
