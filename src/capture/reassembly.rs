@@ -11,7 +11,7 @@
 //!   packet came, but the capture does not have it. Once is not enough: an acknowledgement can be captured before the
 //!   bytes, and anybody can send a wrong one;
 //! * more waits behind them than [`Limits`] allow;
-//! * the connection or the capture is over.
+//! * the connection or the capture is over. Then what was acknowledged once and never came is missing, too.
 //!
 //! Positions are 64 bits long, so a direction may carry more than 4 GiB. A segment more than [`PLAUSIBLE`] bytes from the
 //! wanted one is not believed, until [`RUN`] of them follow one upon the other: then the capture lacks that much.

@@ -287,7 +287,7 @@ impl Flow {
         if let Some(fin) = self.fin {
             self.skip_to(fin, HoleCause::End, emit);
             self.check_fin(emit);
-        } else if self.doubt.at == self.next && self.doubt.times >= 2 {
+        } else if self.doubt.at == self.next && self.doubt.times > 0 {
             self.skip_to(self.doubt.upto, HoleCause::End, emit);
         }
     }
