@@ -20,12 +20,15 @@ use spice_proto::names::Sender;
 use spice_proto::ticket::Password;
 use spice_proto::tunnel::{ClientMessage, Layout, ServerMessage, SocketId};
 use spice_tunnel::capture::dissect::{self, Body, End, What};
+use spice_tunnel::capture::ledger::Ledger;
 use spice_tunnel::capture::reader::SpiceReader;
 use spice_tunnel::capture::reassembly::{Limits, Piece, Reassembler, Way};
 use spice_tunnel::capture::{file, packet};
 use spice_tunnel::cli::{Cli, Command as Verb};
 use spice_tunnel::guest::{Config, Guest, GuestStream};
 use spice_tunnel::record::{self, Ends, Options, Outcome, Recording};
+use spice_tunnel::replay::report::Verdict;
+use spice_tunnel::replay::{self, replay_capture};
 use spice_tunnel::serve::{Parts, Server};
 use spice_tunnel::{connect, serve};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -34,6 +37,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tunnel_channel::Role;
 
 const SOON: Duration = Duration::from_secs(30);
 const PASSWORD: &str = "open sesame, please";
@@ -262,6 +266,18 @@ fn tell(path: &Path) -> Vec<Told> {
     assert_eq!(reader.counts().faults, BTreeMap::new());
     assert!(told.iter().all(|told| told.linked), "a link without a link stage");
     told
+}
+
+/// What a ledger says about a recording's messages.
+fn remarks(path: &Path) -> Vec<String> {
+    let mut reader = SpiceReader::new(file::Reader::open(path).unwrap(), dissect::Options::default());
+    let mut ledger = Ledger::default();
+    let mut remarks = Vec::new();
+    while reader
+        .step(&mut |item| remarks.extend(ledger.item(&item).remark.map(|remark| remark.text)))
+        .unwrap()
+    {}
+    remarks
 }
 
 impl Told {
@@ -571,6 +587,21 @@ async fn full_files_make_room_for_the_next() {
     // All files of the other end are there, and together they are everything.
     let files = count("connect");
     assert!(files > 5);
+    // A tunnel that began in an earlier file is known for one.
+    for number in 1..files {
+        let path = numbered("connect", number);
+        // The ends of a socket that was closed while the file changed may be in one file each.
+        let remarks = remarks(&path);
+        assert!(remarks.len() <= 2, "{number}: {remarks:?}");
+        let file = file::Reader::open(&path).unwrap();
+        let report = replay_capture(file, &[Role::Server, Role::Client], replay::Options::default(), |_| {});
+        let began_before =
+            report.differences().iter().any(|one| one.line().contains("began before this file"));
+        assert_eq!(began_before, number + 1 < files, "{number}");
+        if began_before {
+            assert_eq!(report.verdict(), Verdict::NotComparable, "{number}");
+        }
+    }
     let mut up = 0;
     for number in (0..files).rev() {
         let told = tell(&numbered("connect", number)).remove(0);

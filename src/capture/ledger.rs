@@ -13,7 +13,8 @@
 //!
 //! A capture may begin in the middle and have holes. From there on a socket of which nothing is known may be open, and
 //! its first message begins a connection that is marked as incomplete. Nothing is remarked about an incomplete
-//! connection, except for what is wrong whatever went before.
+//! connection, except for what is wrong whatever went before. A later file of a recording begins with a link stage, and
+//! that the tunnel is older shows only in that INIT is not the first message about it.
 //!
 //! A book is as large as the peers make it, and the peers of a capture are nobody's friends. So all ledgers of a capture
 //! share a [`Budget`]; what does not fit is not booked, which is remarked once for each connection or service.
@@ -215,18 +216,18 @@ impl Ledger {
 
     /// Notes a message of the server.
     pub fn server(&mut self, time: Duration, message: &ServerMessage<'_>) -> Noted {
-        let awaited_init = std::mem::take(&mut self.awaits_init);
-        let mut noted = self.server_message(time, message);
-        if awaited_init && self.init.is_none() {
-            let text = format!("init was expected from the server first, and {} came", message.name());
-            noted.remark = Some(Remark { connection: noted.connection, from: Sender::Server, text });
+        if std::mem::take(&mut self.awaits_init) && !matches!(message, ServerMessage::Init { .. }) {
+            self.begun_before();
         }
-        noted
+        self.server_message(time, message)
     }
 
     /// Notes a message of the client.
     pub fn client(&mut self, time: Duration, message: &ClientMessage<'_>) -> Noted {
         let said = Told { time, from: Sender::Client, name: message.name() };
+        if self.awaits_init && Said::Client(*message).socket().is_some() {
+            self.begun_before();
+        }
         match *message {
             ClientMessage::ServiceAdd(ref add) => self.note_service(time, add),
             ClientMessage::ServiceRemove { service } => self.note_removal(time, service),
@@ -260,16 +261,28 @@ impl Ledger {
     /// Notes that messages of one end are missing here: everything that lives is incomplete from now on.
     pub fn hole(&mut self, time: Duration, from: Sender) {
         let _ = time;
+        self.lose_count();
+        match from {
+            Sender::Server => self.awaits_init = false,
+            Sender::Client => self.services_known = false,
+        }
+    }
+
+    /// The tunnel is older than what is seen of it.
+    fn begun_before(&mut self) {
+        self.awaits_init = false;
+        self.services_known = false;
+        self.lose_count();
+    }
+
+    /// Everything that lives is incomplete from now on, and any socket may be open.
+    fn lose_count(&mut self) {
         for socket in std::mem::take(&mut self.sound) {
             if let Some(connection) = self.open.get_mut(&socket) {
                 connection.lose_count();
             }
         }
         self.free.forget();
-        match from {
-            Sender::Server => self.awaits_init = false,
-            Sender::Client => self.services_known = false,
-        }
     }
 
     /// Notes that the tunnel, or the capture, is over: so is everything that lives.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use spice_proto::link::ChannelType;
 use spice_proto::names::Sender;
-use spice_proto::tunnel::Layout;
+use spice_proto::tunnel::{Layout, ServerMessage};
 use tunnel_channel::Role;
 
 use super::Options;
@@ -14,6 +14,7 @@ use super::link::{Checked, Stage};
 use super::messages::{Rewritten, rewrite};
 use super::report::{Difference, Part, Place, Report, Subject};
 use crate::capture::dissect::{Body, End, Hole, Item, Message, What};
+use crate::capture::ledger;
 use crate::capture::reassembly::StreamId;
 
 /// Tunnel channels that are replayed at a time. No session has more than one; each holds some megabytes at most.
@@ -38,6 +39,8 @@ struct Stream {
     blind: bool,
     tunnel: bool,
     layout: Option<Layout>,
+    /// INIT was seen, with which a tunnel begins.
+    init: bool,
     drivers: Vec<Driver>,
 }
 
@@ -102,6 +105,18 @@ impl Replay {
                 }
             }
             What::Message(message) => {
+                if !stream.init && !stream.drivers.is_empty() {
+                    match is_after_init(message) {
+                        Some(true) => {
+                            stream.drivers.clear();
+                            let why = "the tunnel began before this file, so that its services and sockets are not known";
+                            let subject = Subject::Capture;
+                            self.report.add(Difference::not_comparable(Part::Server, subject, place, why));
+                        }
+                        Some(false) => stream.init = true,
+                        None => {}
+                    }
+                }
                 if let Some(from) = item.from {
                     for driver in &mut stream.drivers {
                         driver.message(item.time, from, message);
@@ -139,6 +154,8 @@ impl Replay {
                     self.report.add(Difference::not_comparable(Part::Messages, Subject::Capture, place, why));
                     stream.blind = true;
                 }
+                // INIT may be in it.
+                stream.init = true;
                 for driver in &mut stream.drivers {
                     match item.from {
                         Some(from) => driver.hole(item.time, from, hole),
@@ -196,6 +213,22 @@ fn check_stage(stream: &mut Stream, place: Place, report: &mut Report) {
             report.add(Difference::not_comparable(Part::Link, Subject::Link, place, why));
         }
     }
+}
+
+/// Whether a message can come only behind INIT. `Some(false)`: it is INIT; `None`: it says nothing about that.
+fn is_after_init(message: &Message<'_>) -> Option<bool> {
+    let said = match &message.body {
+        Body::TunnelServer(ServerMessage::Init { .. }) => return Some(false),
+        Body::TunnelServer(_) => return Some(true),
+        Body::TunnelClient(said) => ledger::Said::Client(*said),
+        Body::BaseServer(_)
+        | Body::BaseClient(_)
+        | Body::MainServer(_)
+        | Body::MainClient(_)
+        | Body::Opaque
+        | Body::Incomplete => return None,
+    };
+    said.socket().map(|_| true)
 }
 
 fn check_message(

@@ -287,7 +287,20 @@ fn what_does_not_go_with_what_was_said_is_remarked() {
     opened("S open 1 0 80\n S data 1 1 ! comes before the answer to socket_open");
     opened("S open 1 0 80\n C data 1 1 ! comes before the answer to socket_open");
     opened("S open 1 0 80\n C token 1 1 ! comes before the answer to socket_open");
-    play("S open 0 0 80         ! init was expected from the server first, and socket_open came");
+}
+
+#[test]
+fn a_tunnel_that_does_not_begin_with_init_began_before() {
+    for first in ["S open 3 7 80", "S data 4 100", "C data 4 100", "C closed 4", "S map 7 10.0.2.31"] {
+        play(&format!(
+            "C add 1 7001
+             {first}
+             C ack 5 60
+             S closed_ack 6
+             C data 7 100
+             S open 8 2 80"
+        ));
+    }
 }
 
 #[test]
