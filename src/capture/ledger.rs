@@ -59,6 +59,9 @@ pub struct Ledger {
     /// Those that are over, until they are taken.
     over: Vec<Connection>,
     free: Free,
+    /// The tunnel began in an earlier file of a recording. Its directions changed files at different moments, so what is
+    /// taken for one connection without a SOCKET_OPEN may be the end of one use of its id and the beginning of the next.
+    split: bool,
 }
 
 /// What the book says about a message.
@@ -171,6 +174,7 @@ impl Ledger {
             sound: BTreeSet::new(),
             over: Vec::new(),
             free: Free::new(from_start),
+            split: false,
         }
     }
 
@@ -270,6 +274,7 @@ impl Ledger {
 
     /// The tunnel is older than what is seen of it.
     fn begun_before(&mut self) {
+        self.split = true;
         self.awaits_init = false;
         self.services_known = false;
         self.lose_count();
@@ -520,9 +525,11 @@ impl Ledger {
         let Step { remark, freed } = step(connection);
         if freed {
             connection.freed = Some(said.time);
-            let crossed = connection.crossed();
+            let (crossed, one_use) = (connection.crossed(), connection.service.is_some() || !self.split);
             self.finish(socket);
-            self.free.add(socket, crossed);
+            if one_use {
+                self.free.add(socket, crossed);
+            }
         }
         let remark = remark.map(|text| Remark {
             connection: Some(number),
