@@ -7,7 +7,7 @@ packages="
 	qemu-system-x86 linux-image-cloud-amd64 busybox-static
 	xvfb virt-viewer spice-client-gtk
 	cups-ipp-utils
-	tshark
+	tshark procps
 	g++ make perl pkg-config libssl-dev
 "
 
