@@ -4,43 +4,30 @@
 //! one live session; where none lives, the tunnel stands alone until a session begins, and is ended then. So a
 //! tunnel that ended is linked again, with the ticket, for as long as the program runs.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    hash::{BuildHasher, RandomState},
-    io,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+mod printer;
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use clap::Args;
-use client_glue::{ConnectionId, End, Event, Events, Handle, Share, ShareError, ShareId, TunnelConfig};
-use serde::Serialize;
-use spice_proto::{
-    handshake::{ClientLink, Deadlines, HandshakeError, Linked, Step},
-    io::IoError,
-    link::{ChannelType, CommonCaps, LinkError, LinkFault, LinkVersion},
-    names::Sender,
-    ticket::{Password, PasswordError},
-};
+use client_glue::server::{Credentials, LinkFailure, SpiceServer, TunnelLink};
+use client_glue::{Event, Events, Handle, Share, ShareError, TunnelConfig};
+use printer::Printer;
+use spice_proto::handshake::Linked;
+use spice_proto::names::Sender;
+use spice_proto::ticket::{Password, PasswordError};
 use thiserror::Error as ThisError;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    net::TcpStream,
-    task::JoinSet,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::{
-    open_files,
-    password::{self, PasswordFileError},
-    record::{self, Ends, Links, RotationArgs},
-    spice_uri::{Server, Transport},
-};
-
-/// How long the server's host may take to answer a connect.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+use crate::open_files;
+use crate::password::{self, PasswordFileError};
+use crate::record::{self, Ends, Links, RotationArgs};
+use crate::spice_uri::Server;
 
 /// Waits between attempts to link again: the first, and the longest.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
@@ -48,9 +35,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// What is printed must be taken within this time after a shutdown.
 const LAST_PRINT: Duration = Duration::from_secs(1);
-
-/// The same refusal is logged again after this long only: a guest may try for ever.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// A tunnel that lived for so long was a good one: the next attempt waits shortly again.
 const GOOD_LIFE: Duration = Duration::from_secs(10);
@@ -103,69 +87,14 @@ pub enum Error {
     /// The recording.
     #[error(transparent)]
     Record(#[from] record::Error),
-    /// Nobody there.
-    #[error("cannot connect to {server}")]
-    Connect {
-        /// The server.
-        server: String,
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// Something else than a Spice server.
-    #[error("{server} is not a Spice server")]
-    NotSpice {
-        /// The server.
-        server: String,
-        /// What is wrong with its answer.
-        source: LinkFault,
-    },
-    /// A Spice server without a tunnel closes without a word.
-    #[error("{server} offers no tunnel channel; is `spice-tunnel serve` in front of it?")]
-    NoTunnel {
-        /// The server.
-        server: String,
-    },
-    /// Wrong or expired ticket.
-    #[error("{server} does not accept the password: {}", if *given { "it is wrong, or has expired" } else { "none was given; use --password-file" })]
-    WrongPassword {
-        /// The server.
-        server: String,
-        /// A password was given.
-        given: bool,
-    },
-    /// The server knows no session that we could join.
-    #[error(
-        "{server} takes no tunnel beside a viewer: companions are turned off there, or there are several sessions"
-    )]
-    NoCompanion {
-        /// The server.
-        server: String,
-    },
-    /// Not now.
-    #[error("{server} cannot take a tunnel now; is the Spice server behind it running?")]
-    NotNow {
-        /// The server.
-        server: String,
-    },
+    /// There is no link.
+    #[error(transparent)]
+    Link(#[from] LinkFailure),
     /// The link was fine and then closed.
     #[error("{server} closed the tunnel at once: there is another one already, it seems")]
     Occupied {
         /// The server.
         server: String,
-    },
-    /// TLS only.
-    #[error("{server} wants TLS for the tunnel, which cannot be used yet")]
-    NeedsTls {
-        /// The server.
-        server: String,
-    },
-    /// Anything else in the link stage.
-    #[error("cannot link the tunnel channel of {server}")]
-    Link {
-        /// The server.
-        server: String,
-        /// What happened.
-        source: IoError,
     },
     /// The tunnel itself failed.
     #[error("the tunnel to {server} failed")]
@@ -224,21 +153,22 @@ async fn share(
     let mut printer = Printer::new(out, args.json);
     let mut backoff = Backoff::default();
     let mut was_connected = false;
+    let credentials = Credentials::ticket(password.clone());
     loop {
         let started = Instant::now();
         let link = tokio::select! {
-            link = Box::pin(link(&args.server, password)) => link,
+            link = Box::pin(args.server.server.link(0, &credentials)) => link.map_err(Error::from),
             () = shutdown.cancelled() => return Ok(()),
         };
         let outcome = match link {
             // It hears of the shutdown itself, and says goodbye.
-            Ok((stream, linked)) => match capture {
+            Ok(TunnelLink { stream, linked, ends, .. }) => match capture {
                 None => {
                     let run = tunnel(args, stream, linked, shutdown, &mut printer, &mut was_connected);
                     Box::pin(run).await
                 }
                 Some(links) => {
-                    let ends = ends(&stream).ok();
+                    let ends = ends.map(|(client, server)| Ends { client, server });
                     let stream = links.tap(stream, &linked, Sender::Client, ends);
                     let run = tunnel(args, stream, linked, shutdown, &mut printer, &mut was_connected);
                     Box::pin(run).await
@@ -267,62 +197,6 @@ async fn share(
     }
 }
 
-/// Connects and links.
-async fn link(server: &Server, password: &Password) -> Result<(TcpStream, Linked), Error> {
-    let Transport::Plain(port) = server.transport;
-    let connect = TcpStream::connect((server.host.as_str(), port));
-    let mut stream = match tokio::time::timeout(CONNECT_DEADLINE, connect).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(source)) => return Err(Error::Connect { server: server.to_string(), source }),
-        Err(_) => {
-            let source = io::Error::new(io::ErrorKind::TimedOut, "no answer within 10 s");
-            return Err(Error::Connect { server: server.to_string(), source });
-        }
-    };
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(%error, "the link's socket could not be set to send at once");
-    }
-    let asked = ClientLink {
-        version: LinkVersion::V2,
-        channel_type: ChannelType::TUNNEL.0,
-        channel_id: 0,
-        session_id: 0,
-        common_caps: CommonCaps::OURS,
-        channel_caps: client_glue::channel_caps(),
-    };
-    match spice_proto::io::connect(&mut stream, asked, password, Deadlines::default()).await {
-        Ok(linked) => Ok((stream, linked)),
-        Err(error) => Err(explain(server.to_string(), *password != Password::empty(), error)),
-    }
-}
-
-/// What a failed link stage means to a user.
-fn explain(server: String, given: bool, error: IoError) -> Error {
-    match error {
-        IoError::Handshake(HandshakeError::Closed(Step::ReplyHeader)) => Error::NoTunnel { server },
-        // A close with something of ours still unread shows as a reset.
-        IoError::Io(source) if source.kind() == io::ErrorKind::ConnectionReset => Error::NoTunnel { server },
-        IoError::Handshake(HandshakeError::Refused(LinkError::PermissionDenied)) => {
-            Error::WrongPassword { server, given }
-        }
-        IoError::Handshake(HandshakeError::Refused(LinkError::BadConnectionId)) => {
-            Error::NoCompanion { server }
-        }
-        IoError::Handshake(HandshakeError::Refused(LinkError::ChannelNotAvailable)) => {
-            Error::NotNow { server }
-        }
-        IoError::Handshake(HandshakeError::Refused(LinkError::NeedSecured)) => Error::NeedsTls { server },
-        IoError::Handshake(HandshakeError::BadServer(source)) => Error::NotSpice { server, source },
-        source @ (IoError::Handshake(_) | IoError::Io(_) | IoError::Seal(_)) => {
-            Error::Link { server, source }
-        }
-    }
-}
-
-fn ends(stream: &TcpStream) -> io::Result<Ends> {
-    Ok(Ends { client: stream.local_addr()?, server: stream.peer_addr()? })
-}
-
 /// Runs one tunnel to its end.
 async fn tunnel(
     args: &ConnectArgs,
@@ -338,7 +212,7 @@ async fn tunnel(
         let id = handle.add_share(share.clone())?;
         printer.names.insert(id, (share.name.clone(), share.target()));
     }
-    let listen = listen(&handle, &mut events, shutdown, printer, was_connected, &args.server);
+    let listen = listen(&handle, &mut events, shutdown, printer, was_connected, &args.server.server);
     // A task of its own, which ends with this call: printing must not hold it up.
     let mut running = JoinSet::new();
     running.spawn(run);
@@ -368,7 +242,7 @@ async fn listen(
     shutdown: &CancellationToken,
     printer: &mut Printer<impl AsyncWrite + Unpin>,
     was_connected: &mut bool,
-    server: &Server,
+    server: &SpiceServer,
 ) -> io::Result<()> {
     let mut outcome = Ok(());
     let mut told = false;
@@ -433,144 +307,6 @@ impl Backoff {
         // A hasher's random keys are randomness enough for this.
         let random = u32::try_from(RandomState::new().hash_one(()) % 1000).unwrap_or_default();
         planned / 2 + planned * random / 1000
-    }
-}
-
-/// Puts events on paper.
-struct Printer<W> {
-    out: W,
-    json: bool,
-    /// Names and targets of the tunnel's shares.
-    names: HashMap<ShareId, (String, String)>,
-    /// Lines printed as text, by target: a tunnel that comes back the same is not worth a second one.
-    printed: BTreeMap<String, String>,
-    /// The last refusal logged of each share, and when.
-    complaints: HashMap<ShareId, (String, Instant)>,
-}
-
-/// A line of `--json`.
-#[derive(Serialize)]
-#[serde(tag = "event", rename_all = "lowercase")]
-enum Line<'a> {
-    Connected {
-        server: String,
-        max_sockets: u16,
-        max_data: u32,
-    },
-    Mapped {
-        name: &'a str,
-        target: &'a str,
-        virtual_ip: IpAddr,
-        port: u16,
-    },
-    Opened {
-        name: &'a str,
-        target: &'a str,
-        connection: u64,
-        address: SocketAddr,
-    },
-    Closed {
-        name: &'a str,
-        target: &'a str,
-        connection: u64,
-        bytes_up: u64,
-        bytes_down: u64,
-        end: &'static str,
-    },
-    Refused {
-        name: &'a str,
-        target: &'a str,
-        reason: String,
-    },
-    Missed {
-        events: u64,
-    },
-    Disconnected {
-        reason: &'a str,
-    },
-}
-
-impl<W: AsyncWrite + Unpin> Printer<W> {
-    fn new(out: W, json: bool) -> Printer<W> {
-        Printer { out, json, names: HashMap::new(), printed: BTreeMap::new(), complaints: HashMap::new() }
-    }
-
-    /// Not cancel safe: a part of a line may be out.
-    async fn print(&mut self, event: &Event, server: &Server) -> io::Result<()> {
-        let line = if self.json { Some(self.json(event, server)?) } else { self.text(event, server) };
-        if let Some(mut line) = line {
-            line.push('\n');
-            self.out.write_all(line.as_bytes()).await?;
-            self.out.flush().await?;
-        }
-        Ok(())
-    }
-
-    fn json(&self, event: &Event, server: &Server) -> serde_json::Result<String> {
-        let name = |share: &ShareId| -> (&str, &str) {
-            self.names.get(share).map_or(("", ""), |(name, target)| (name, target))
-        };
-        let line = match event {
-            Event::Connected { max_sockets, max_data } => {
-                Line::Connected { server: server.to_string(), max_sockets: *max_sockets, max_data: *max_data }
-            }
-            Event::Mapped { name, target, virtual_ip, port, .. } => {
-                Line::Mapped { name, target, virtual_ip: *virtual_ip, port: *port }
-            }
-            Event::Opened { share, connection: ConnectionId(connection), address } => {
-                let (name, target) = name(share);
-                Line::Opened { name, target, connection: *connection, address: *address }
-            }
-            Event::Closed { share, connection: ConnectionId(connection), bytes_up, bytes_down, end } => {
-                let (name, target) = name(share);
-                let (bytes_up, bytes_down) = (*bytes_up, *bytes_down);
-                Line::Closed { name, target, connection: *connection, bytes_up, bytes_down, end: word(*end) }
-            }
-            Event::Refused { share, reason } => {
-                let (name, target) = name(share);
-                Line::Refused { name, target, reason: reason.to_string() }
-            }
-            Event::Missed { events } => Line::Missed { events: *events },
-            Event::Disconnected { reason } => Line::Disconnected { reason },
-        };
-        serde_json::to_string(&line)
-    }
-
-    fn text(&mut self, event: &Event, server: &Server) -> Option<String> {
-        match event {
-            Event::Mapped { name, target, virtual_ip, port, .. } => {
-                let line = format!("{name}  {target}  ->  {}", SocketAddr::new(*virtual_ip, *port));
-                let known = self.printed.insert(target.clone(), line.clone());
-                return (known.as_ref() != Some(&line)).then_some(line);
-            }
-            Event::Connected { .. } => info!("connected to {server}"),
-            Event::Refused { share, reason } => self.complain(*share, reason.to_string()),
-            Event::Disconnected { reason } => info!(%reason, "disconnected"),
-            Event::Opened { .. } | Event::Closed { .. } | Event::Missed { .. } => debug!(?event, "tunnel"),
-        }
-        None
-    }
-
-    fn complain(&mut self, share: ShareId, reason: String) {
-        let name = self.names.get(&share).map_or("", |(name, _)| name);
-        match self.complaints.get(&share) {
-            Some((known, when)) if *known == reason && when.elapsed() < COMPLAIN_EVERY => {
-                debug!(share = name, reason, "a connection of the guest was refused");
-            }
-            Some(_) | None => {
-                warn!(share = name, reason, "a connection of the guest was refused");
-                self.complaints.insert(share, (reason, Instant::now()));
-            }
-        }
-    }
-}
-
-fn word(end: End) -> &'static str {
-    match end {
-        End::Clean => "clean",
-        End::Service => "service",
-        End::Guest => "guest",
-        End::Unshared => "unshared",
     }
 }
 

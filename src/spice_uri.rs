@@ -2,26 +2,19 @@
 
 use std::{fmt, str::FromStr};
 
+use client_glue::server::{Place, SpiceServer};
 use spice_proto::ticket::{Password, PasswordError};
+use spice_proto::tls::Trust;
 use thiserror::Error;
 use url::{Url, form_urlencoded};
 
-/// A Spice server's address.
+/// A Spice server as an address says it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Server {
-    /// Host name or address, an IPv6 address without brackets.
-    pub host: String,
-    /// How it is reached.
-    pub transport: Transport,
+    /// Where it is.
+    pub server: SpiceServer,
     /// The password from the address. Whoever may list processes sees it.
     pub password: Option<Password>,
-}
-
-/// How a Spice server is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transport {
-    /// TCP as it is, on this port.
-    Plain(u16),
 }
 
 /// Why an address cannot be used.
@@ -102,7 +95,8 @@ impl FromStr for Server {
             (None, true) => Err(SpiceUriError::NotYet { what: "a TLS port" }),
             (None | Some(0), false) => Err(wrong("the port is missing")),
             (Some(port), false) => {
-                Ok(Server { host: host.to_owned(), transport: Transport::Plain(port), password })
+                let place = Place::Tcp { host: host.to_owned(), port: Some(port), tls_port: None };
+                Ok(Server { server: SpiceServer { place, trust: Trust::default(), proxy: None }, password })
             }
         }
     }
@@ -110,12 +104,7 @@ impl FromStr for Server {
 
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Transport::Plain(port) = self.transport;
-        if self.host.contains(':') {
-            write!(f, "spice://[{}]:{port}", self.host)
-        } else {
-            write!(f, "spice://{}:{port}", self.host)
-        }
+        self.server.fmt(f)
     }
 }
 

@@ -9,6 +9,7 @@ mod dump_memory;
 mod dump_views;
 mod fuzz_regressions;
 mod netstack;
+mod pki;
 mod printer;
 mod proxy;
 mod readme;

@@ -63,6 +63,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
+pub mod companion;
 mod dial;
 mod error;
 mod events;
@@ -70,6 +71,7 @@ mod handle;
 mod link;
 mod ready;
 pub mod resolve;
+pub mod server;
 mod session;
 mod share;
 mod sockets;
@@ -85,6 +87,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tunnel_channel::{Channel, Role};
 
 pub use crate::{
+    companion::companion,
     dial::Refusal,
     error::Error,
     events::{ConnectionId, End, Event, Events},
@@ -135,25 +138,37 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let (handle, commands) = Handle::new(config.channel.max_services);
-    let (mut sink, events) = events::queue(config.event_capacity);
-    let run = async move {
-        if linked.channel_type != ChannelType::TUNNEL.0 {
-            let error = Error::NotATunnel { got: linked.channel_type };
-            sink.end(error.to_string());
-            return Err(error);
-        }
-        let caps = TunnelCaps::from_words(&linked.peer_channel_caps) & TunnelCaps::OURS;
-        let now = tokio::time::Instant::now();
-        let channel =
-            Channel::new(Role::Client, linked.header, linked.layout, caps, config.channel, now.into_std());
-        let dials = dial::Dials::new(Arc::default(), config.dial_deadline);
-        let session = session::Session {
-            link: FrameStream::new(stream, linked.header, &linked.leftover),
-            core: session::Core::new(channel, sink, dials),
-            commands,
-            timer: Box::pin(tokio::time::sleep_until(now)),
-        };
-        Box::pin(session.run()).await
-    };
+    let (sink, events) = events::queue(config.event_capacity);
+    let run = async move { Box::pin(run(stream, linked, config, commands, sink)).await };
     (handle, events, run)
+}
+
+/// Runs one tunnel to its end.
+async fn run<S>(
+    stream: S,
+    linked: Linked,
+    config: TunnelConfig,
+    commands: tokio::sync::mpsc::UnboundedReceiver<handle::Command>,
+    mut sink: events::EventSink,
+) -> Result<(), Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    if linked.channel_type != ChannelType::TUNNEL.0 {
+        let error = Error::NotATunnel { got: linked.channel_type };
+        sink.end(error.to_string());
+        return Err(error);
+    }
+    let caps = TunnelCaps::from_words(&linked.peer_channel_caps) & TunnelCaps::OURS;
+    let now = tokio::time::Instant::now();
+    let channel =
+        Channel::new(Role::Client, linked.header, linked.layout, caps, config.channel, now.into_std());
+    let dials = dial::Dials::new(Arc::default(), config.dial_deadline);
+    let session = session::Session {
+        link: FrameStream::new(stream, linked.header, &linked.leftover),
+        core: session::Core::new(channel, sink, dials),
+        commands,
+        timer: Box::pin(tokio::time::sleep_until(now)),
+    };
+    Box::pin(session.run()).await
 }

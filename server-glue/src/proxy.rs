@@ -310,7 +310,7 @@ impl Proxy {
 fn tcp(stream: TcpStream, address: SocketAddr) -> (BoxStream, Peer) {
     tune(&stream);
     let ends = stream.local_addr().ok().map(|ours| (address, ours));
-    let peer = Peer { name: address.to_string(), address: Some(address.ip()), ends };
+    let peer = Peer { name: address.to_string(), address: Some(address.ip()), ends, secure: false };
     (Box::new(stream), peer)
 }
 

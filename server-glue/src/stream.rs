@@ -28,12 +28,14 @@ pub struct Peer {
     pub address: Option<IpAddr>,
     /// The connection's two addresses, if it is TCP: theirs, and ours.
     pub ends: Option<(SocketAddr, SocketAddr)>,
+    /// It comes over TLS.
+    pub secure: bool,
 }
 
 impl Peer {
     /// Somebody who has no address.
     pub fn named(name: impl Into<String>) -> Self {
-        Self { name: name.into(), address: None, ends: None }
+        Self { name: name.into(), address: None, ends: None, secure: false }
     }
 }
 

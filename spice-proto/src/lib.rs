@@ -16,6 +16,7 @@
 //! | what can be wrong with a message | [`error`] |
 //! | what is a channel or message called | [`names`] |
 //! | how is a linked stream read as frames (feature `io`) | `frame_stream` |
+//! | how does TLS protect a link (feature `tls`) | `tls` |
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
@@ -34,4 +35,6 @@ mod parse;
 #[cfg(test)]
 mod testing;
 pub mod ticket;
+#[cfg(feature = "tls")]
+pub mod tls;
 pub mod tunnel;

