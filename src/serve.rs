@@ -12,7 +12,7 @@ use server_glue::netstack::{NetConfig, NetConfigError, Netstack};
 use server_glue::nic::{Nic, NicError, NicSpec};
 use server_glue::proxy::{Backend, Limits, Proxy, ProxyConfig, TunnelLink, TunnelPolicy};
 use server_glue::session::Session;
-use server_glue::stream::Upstream;
+use server_glue::stream::Target;
 use spice_proto::names::Sender;
 use spice_proto::ticket::Password;
 use tokio::net::TcpListener;
@@ -37,7 +37,7 @@ const DEFAULT_MAX_CONNECTIONS: u16 = 16_384;
 pub struct ServeArgs {
     /// The Spice server to stand in front of: HOST:PORT or unix:PATH
     #[arg(long, value_name = "HOST:PORT|unix:PATH", required_unless_present = "standalone")]
-    upstream: Option<Upstream>,
+    upstream: Option<Target>,
 
     /// No Spice server: offer a session with nothing but the tunnel
     #[arg(long, conflicts_with = "upstream")]
@@ -265,7 +265,7 @@ impl Server {
         let shutdown = CancellationToken::new();
         let proxy = Proxy::new(ProxyConfig {
             backend: parts.backend,
-            tunnel: TunnelPolicy::Enabled { companion: parts.companion },
+            tunnel: TunnelPolicy::Enabled { companion: parts.companion, in_clear: true },
             limits: Limits::default(),
         });
         let (to_session, mut tunnels) = mpsc::channel(1);
@@ -394,7 +394,7 @@ fn open_book(args: &ServeArgs, net: &NetConfig) -> Result<AddressBook, Error> {
 
 fn backend(args: &ServeArgs) -> Result<Backend, Error> {
     if let Some(upstream) = &args.upstream {
-        return Ok(Backend::Upstream(upstream.clone()));
+        return Ok(Backend::Upstream(upstream.clone().into()));
     }
     let password: Option<Password> = args.password_file.as_deref().map(password::read_file).transpose()?;
     if password.is_none() {

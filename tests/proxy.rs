@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use server_glue::proxy::{Backend, Limits, Proxy, ProxyConfig, TunnelLink, TunnelPolicy};
-use server_glue::stream::Upstream;
+use server_glue::stream::{Leg, Target};
 use shakenfist_spice_protocol as other;
 use spice_proto::frame::{HeaderForm, Split, put_header, split};
 use spice_proto::handshake::{ClientLink, Deadlines, HandshakeError, Linked, Step};
@@ -37,7 +37,7 @@ const DO_SEAMLESS: u16 = 110;
 /// A stock QEMU with Spice, a ticket and one display.
 struct Qemu {
     child: Child,
-    upstream: Upstream,
+    upstream: Target,
     _dir: tempfile::TempDir,
 }
 
@@ -47,18 +47,18 @@ impl Qemu {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("spice.sock");
         let address = format!("unix=on,addr={}", path.display());
-        Self::start_at(&address, Upstream::Unix(path), dir).await
+        Self::start_at(&address, Target::Unix(path), dir).await
     }
 
     /// On TCP, where libspice-server measures the network by a ping of 256,000 bytes.
     async fn start_tcp() -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = format!("port={port},addr=127.0.0.1");
-        let upstream = Upstream::Tcp(format!("127.0.0.1:{port}"));
+        let upstream = Target::Tcp(format!("127.0.0.1:{port}"));
         Self::start_at(&address, upstream, tempfile::tempdir().unwrap()).await
     }
 
-    async fn start_at(address: &str, upstream: Upstream, dir: tempfile::TempDir) -> Self {
+    async fn start_at(address: &str, upstream: Target, dir: tempfile::TempDir) -> Self {
         let mut child = Command::new("qemu-system-x86_64")
             .args(["-nodefaults", "-vga", "qxl", "-display", "none", "-S", "-m", "64"])
             .args(["-object", &format!("secret,id=ticket,data={PASSWORD}")])
@@ -69,7 +69,7 @@ impl Qemu {
             .spawn()
             .expect("this test needs qemu-system-x86_64 with Spice (Debian: qemu-system-x86, qemu-system-modules-spice)");
         for _ in 0..200 {
-            if upstream.connect(PATIENCE).await.is_ok() {
+            if Leg::Plain(upstream.clone()).connect(PATIENCE).await.is_ok() {
                 return Self { child, upstream, _dir: dir };
             }
             assert!(child.try_wait().unwrap().is_none(), "QEMU does not start with -spice {address}");
@@ -97,8 +97,8 @@ impl Qemu {
 
     fn path(&self) -> PathBuf {
         match &self.upstream {
-            Upstream::Unix(path) => path.clone(),
-            Upstream::Tcp(_) => panic!("this test wants a Unix socket"),
+            Target::Unix(path) => path.clone(),
+            Target::Tcp(_) => panic!("this test wants a Unix socket"),
         }
     }
 }
@@ -134,10 +134,10 @@ async fn front(backend: Backend, tunnel: TunnelPolicy) -> Front {
     Front { address, tunnels, stop }
 }
 
-const OPEN: TunnelPolicy = TunnelPolicy::Enabled { companion: true };
+const OPEN: TunnelPolicy = TunnelPolicy::Enabled { companion: true, in_clear: true };
 
 async fn before(qemu: &Qemu) -> Front {
-    front(Backend::Upstream(qemu.upstream.clone()), OPEN).await
+    front(Backend::Upstream(qemu.upstream.clone().into()), OPEN).await
 }
 
 impl Front {
@@ -312,7 +312,7 @@ async fn lists_get_the_tunnel_and_nothing_else_changes() {
     let qemu = Qemu::start_tcp().await;
     let front = before(&qemu).await;
     for caps in [CommonCaps::OURS, CommonCaps::OURS - CommonCaps::MINI_HEADER] {
-        let Upstream::Tcp(address) = &qemu.upstream else { panic!() };
+        let Target::Tcp(address) = &qemu.upstream else { panic!() };
         let direct = TcpStream::connect(address).await.unwrap();
         let mut direct = Channel::link(direct, ChannelType::MAIN, 0, PASSWORD, caps).await.unwrap();
         direct.session_id().await;
@@ -556,8 +556,8 @@ async fn a_companion_joins_the_session_or_stands_alone() {
 #[tokio::test]
 async fn companions_can_be_turned_off() {
     let qemu = Qemu::start().await;
-    let backend = Backend::Upstream(qemu.upstream.clone());
-    let front = front(backend, TunnelPolicy::Enabled { companion: false }).await;
+    let backend = Backend::Upstream(qemu.upstream.clone().into());
+    let front = front(backend, TunnelPolicy::Enabled { companion: false, in_clear: true }).await;
     let (_main, session) = front.main().await;
     assert_eq!(refused(front.link(ChannelType::TUNNEL, 0, PASSWORD).await), LinkError::BadConnectionId);
     front.link(ChannelType::TUNNEL, session, PASSWORD).await.unwrap();
@@ -566,7 +566,7 @@ async fn companions_can_be_turned_off() {
 #[tokio::test]
 async fn with_the_tunnel_off_there_is_nothing_to_see() {
     let qemu = Qemu::start().await;
-    let front = front(Backend::Upstream(qemu.upstream.clone()), TunnelPolicy::Disabled).await;
+    let front = front(Backend::Upstream(qemu.upstream.clone().into()), TunnelPolicy::Disabled).await;
     let (mut main, session) = front.main().await;
     assert!(!main.list().await.contains(&TUNNEL));
     match front.link(ChannelType::TUNNEL, session, PASSWORD).await {

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::proxy::{End, Judged, Link, Reply, Trusted, TunnelPolicy, channel_name, refuse, within};
 use crate::registry::MainSession;
 use crate::relay::{DISPLAY_INIT, MainWatch, Watch, relay, relay_blindly};
-use crate::stream::{BoxStream, Upstream, farewell};
+use crate::stream::{BoxStream, Leg, farewell};
 
 /// Bytes of a DISPLAY_INIT's body: cache id, cache size, dictionary id, window size.
 const DISPLAY_INIT_LEN: u32 = 1 + 8 + 1 + 4;
@@ -29,7 +29,7 @@ const DISPLAY_START: Duration = Duration::from_secs(35);
 /// Passes a link on as it comes. Its ticket is sealed for upstream, so that we never see it.
 pub(crate) async fn straight(
     link: Link,
-    upstream: Upstream,
+    upstream: Leg,
     mut client: BoxStream,
     raw: &[u8],
     mess: &LinkMess,
@@ -81,7 +81,7 @@ pub(crate) async fn straight(
 /// DISPLAY_INIT. A display link that ends before the server has begun with it kills QEMU. Server and client are linked one after the other, each with its own key.
 pub(crate) async fn display(
     link: Link,
-    upstream: Upstream,
+    upstream: Leg,
     mut client: BoxStream,
     mut machine: ServerHandshake,
     mess: &LinkMess,
@@ -225,9 +225,8 @@ fn watch(link: &Link, mess: &LinkMess) -> Watch {
 }
 
 /// Connects upstream, asks, and reads the link reply.
-async fn ask(upstream: &Upstream, limit: Duration, raw: &[u8]) -> Result<(BoxStream, Reply), End> {
-    let unreachable = |error| End::Unreachable { upstream: upstream.clone(), error };
-    let mut server = upstream.connect(limit).await.map_err(unreachable)?;
+async fn ask(upstream: &Leg, limit: Duration, raw: &[u8]) -> Result<(BoxStream, Reply), End> {
+    let mut server = upstream.connect(limit).await?;
     server.write_all(raw).await.map_err(End::Upstream)?;
     let reply = within(limit, "the Spice server's link reply", async {
         let mut head = [0; HEADER_LEN];

@@ -39,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 use crate::guard::{Admission, Bounds, Guard};
 use crate::oracle::{self, Verdict};
 use crate::registry::{Registry, Seat};
-use crate::stream::{BoxStream, Peer, Upstream, farewell, tune};
+use crate::stream::{BoxStream, Chain, ConnectError, Peer, Upstream, farewell, tune};
 use crate::{passage, standalone};
 
 /// What a proxy does.
@@ -75,6 +75,8 @@ pub enum TunnelPolicy {
         /// Whether a tunnel may come without a viewer of its own: session id 0 and a right ticket. It joins the only
         /// session, or stands alone where none lives.
         companion: bool,
+        /// Whether it may come in clear. If not, who tries is told that TLS is needed, before any ticket is asked for.
+        in_clear: bool,
     },
 }
 
@@ -157,14 +159,9 @@ pub(crate) enum End {
     /// The connection to the client.
     #[error("the connection to the client failed: {0}")]
     Io(#[from] io::Error),
-    /// Upstream is not there.
-    #[error("the Spice server {upstream} does not take a connection: {error}")]
-    Unreachable {
-        /// Where.
-        upstream: Upstream,
-        /// What the system says.
-        error: io::Error,
-    },
+    /// Upstream is not there, or not the right one.
+    #[error("{}", Chain(.0))]
+    Unreachable(#[from] ConnectError),
     /// The connection to upstream.
     #[error("the connection to the Spice server failed in the link stage: {0}")]
     Upstream(io::Error),
@@ -214,7 +211,7 @@ impl End {
             Self::Client(IoError::Handshake(error)) => {
                 matches!(error, HandshakeError::BadClient(_) | HandshakeError::Mechanism(_))
             }
-            Self::Unreachable { .. }
+            Self::Unreachable(_)
             | Self::Upstream(_)
             | Self::BadUpstream(_)
             | Self::Crypto(_)
@@ -369,14 +366,13 @@ impl Link {
         tracing::debug!(%peer, channel = channel_name(mess.channel_type), id = mess.channel_id, session = mess.session_id, "link");
         let outcome = match (ChannelType(mess.channel_type), &self.inner.config.backend) {
             (ChannelType::TUNNEL, _) => Box::pin(self.tunnel(stream, machine, &mess)).await,
-            (ChannelType::DISPLAY, Backend::Upstream(upstream)) => {
-                let upstream = upstream.clone();
-                Box::pin(passage::display(self, upstream, stream, machine, &mess)).await
-            }
-            (_, Backend::Upstream(upstream)) => {
-                let upstream = upstream.clone();
-                Box::pin(passage::straight(self, upstream, stream, machine.raw(), &mess)).await
-            }
+            (channel, Backend::Upstream(upstream)) => match (channel, upstream.leg(&peer)) {
+                (_, Err(error)) => refuse(stream, machine, error).await,
+                (ChannelType::DISPLAY, Ok(leg)) => {
+                    Box::pin(passage::display(self, leg, stream, machine, &mess)).await
+                }
+                (_, Ok(leg)) => Box::pin(passage::straight(self, leg, stream, machine.raw(), &mess)).await,
+            },
             (ChannelType::MAIN, Backend::Standalone { .. }) if mess.channel_id == 0 => {
                 Box::pin(standalone::main(self, stream, machine, &mess)).await
             }
@@ -394,10 +390,13 @@ impl Link {
         mut machine: ServerHandshake,
         mess: &LinkMess,
     ) -> Result<(), End> {
-        let companion = match self.inner.config.tunnel {
-            TunnelPolicy::Enabled { companion } if mess.channel_id == 0 => companion,
+        let (companion, in_clear) = match self.inner.config.tunnel {
+            TunnelPolicy::Enabled { companion, in_clear } if mess.channel_id == 0 => (companion, in_clear),
             TunnelPolicy::Enabled { .. } | TunnelPolicy::Disabled => return Err(End::NotOurs),
         };
+        if self.peer.in_clear() && !in_clear {
+            return refuse(stream, machine, LinkError::NeedSecured).await;
+        }
         let caps = (vec![CommonCaps::OURS.bits()], vec![TunnelCaps::OURS.bits()]);
         match self.judge(&mut stream, &mut machine, caps).await? {
             Judged::Right(_) => {}
@@ -513,10 +512,11 @@ impl Link {
             }
             Backend::Upstream(upstream) => {
                 let deadlines = self.inner.config.limits.deadlines;
-                match oracle::ask(upstream, &self.inner.registry, &opened, deadlines).await {
+                let registry = &self.inner.registry;
+                match oracle::ask(upstream, &self.peer, registry, &opened, deadlines).await {
                     Ok(verdict) => verdict,
                     Err(error) => {
-                        tracing::warn!(peer = %self.peer, "{error}");
+                        tracing::warn!(peer = %self.peer, "{}", Chain(&error));
                         return None;
                     }
                 }

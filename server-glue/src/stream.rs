@@ -7,6 +7,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
+use spice_proto::link::LinkError;
+use spice_proto::tls::{Connector, TlsError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
@@ -37,6 +39,11 @@ impl Peer {
     pub fn named(name: impl Into<String>) -> Self {
         Self { name: name.into(), address: None, ends: None, secure: false }
     }
+
+    /// Whether others in the network could read along: no TLS, and not on this machine's own sockets either.
+    pub fn in_clear(&self) -> bool {
+        !self.secure && self.address.is_some()
+    }
 }
 
 impl std::fmt::Display for Peer {
@@ -45,9 +52,9 @@ impl std::fmt::Display for Peer {
     }
 }
 
-/// Where the Spice server is that the proxy stands in front of.
+/// A socket of a Spice server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Upstream {
+pub enum Target {
     /// `HOST:PORT`.
     Tcp(String),
     /// `unix:PATH`.
@@ -57,15 +64,15 @@ pub enum Upstream {
 /// What an upstream address should look like.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected HOST:PORT or unix:PATH for the Spice server, got {0:?}")]
-pub struct UpstreamError(String);
+pub struct TargetError(String);
 
-impl FromStr for Upstream {
-    type Err = UpstreamError;
+impl FromStr for Target {
+    type Err = TargetError;
 
-    fn from_str(text: &str) -> Result<Self, UpstreamError> {
+    fn from_str(text: &str) -> Result<Self, TargetError> {
         if let Some(path) = text.strip_prefix("unix:") {
             return match path {
-                "" => Err(UpstreamError(text.to_owned())),
+                "" => Err(TargetError(text.to_owned())),
                 path => Ok(Self::Unix(PathBuf::from(path))),
             };
         }
@@ -73,12 +80,12 @@ impl FromStr for Upstream {
             Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0) => {
                 Ok(Self::Tcp(text.to_owned()))
             }
-            Some(_) | None => Err(UpstreamError(text.to_owned())),
+            Some(_) | None => Err(TargetError(text.to_owned())),
         }
     }
 }
 
-impl std::fmt::Display for Upstream {
+impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Tcp(address) => f.write_str(address),
@@ -87,25 +94,153 @@ impl std::fmt::Display for Upstream {
     }
 }
 
-impl Upstream {
-    /// Connects, within `limit`.
-    pub async fn connect(&self, limit: Duration) -> io::Result<BoxStream> {
-        let connecting = async {
-            Ok(match self {
-                Self::Tcp(address) => {
-                    let stream = TcpStream::connect(address.as_str()).await?;
-                    tune(&stream);
-                    Box::new(stream) as BoxStream
-                }
-                Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
-            })
-        };
-        match timeout(limit, connecting).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                Err(io::Error::new(io::ErrorKind::TimedOut, format!("{self} did not answer in {limit:?}")))
+impl Target {
+    async fn open(&self) -> io::Result<BoxStream> {
+        Ok(match self {
+            Self::Tcp(address) => {
+                let stream = TcpStream::connect(address.as_str()).await?;
+                tune(&stream);
+                Box::new(stream)
             }
+            Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
+        })
+    }
+}
+
+/// A TLS port of a Spice server, and what makes it the right one.
+#[derive(Clone, Debug)]
+pub struct SecureTarget {
+    /// Where.
+    pub target: Target,
+    /// The host that its certificate must be for, unless the connector wants a subject instead.
+    pub host: String,
+    /// Whom it believes.
+    pub connector: Connector,
+}
+
+/// Where the Spice server is that the proxy stands in front of: its plain port, its TLS port, or both.
+///
+/// A client's link in clear is answered by the plain port and one over TLS by the TLS port, so that the server's own policy
+/// of what must be TLS (QEMU's `tls-channel=`, `plaintext-channel=`) means to clients what it would mean without a proxy.
+#[derive(Clone, Debug, Default)]
+pub struct Upstream {
+    /// Its port without TLS. If it is the only one, TLS with clients ends at the proxy.
+    pub plain: Option<Target>,
+    /// Its port with TLS. If it is the only one, clients in clear are told to come over TLS.
+    pub tls: Option<SecureTarget>,
+    /// With nothing but the TLS port: let clients in clear nonetheless, on a user's own machine for instance.
+    pub allow_clear: bool,
+}
+
+impl From<Target> for Upstream {
+    fn from(plain: Target) -> Self {
+        Self { plain: Some(plain), tls: None, allow_clear: false }
+    }
+}
+
+impl From<SecureTarget> for Upstream {
+    fn from(tls: SecureTarget) -> Self {
+        Self { plain: None, tls: Some(tls), allow_clear: false }
+    }
+}
+
+impl Upstream {
+    /// Which port answers this client.
+    ///
+    /// # Errors
+    /// None does: the code that tells the client so.
+    pub fn leg(&self, client: &Peer) -> Result<Leg, LinkError> {
+        let plain = || self.plain.clone().map(Leg::Plain);
+        let tls = || self.tls.clone().map(Leg::Tls);
+        let leg = if client.secure {
+            tls().or_else(plain)
+        } else {
+            let may_use_tls = self.allow_clear || !client.in_clear();
+            plain().or_else(|| tls().filter(|_| may_use_tls))
+        };
+        leg.ok_or(if self.tls.is_some() { LinkError::NeedSecured } else { LinkError::ChannelNotAvailable })
+    }
+}
+
+/// One of the ports of the Spice server.
+#[derive(Clone, Debug)]
+pub enum Leg {
+    /// Without TLS.
+    Plain(Target),
+    /// With TLS.
+    Tls(SecureTarget),
+}
+
+/// Why there is no connection to the Spice server.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody there.
+    #[error("the Spice server {at} does not take a connection")]
+    Unreachable {
+        /// Where.
+        at: Target,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// No TLS, or not with the right one.
+    #[error("the Spice server {at} is not trusted: nothing was sent to it")]
+    Tls {
+        /// Where.
+        at: Target,
+        /// What is wrong.
+        source: TlsError,
+    },
+    /// Not in time.
+    #[error("the Spice server {at} did not answer in {limit:?}")]
+    Late {
+        /// Where.
+        at: Target,
+        /// How long it had.
+        limit: Duration,
+    },
+}
+
+impl Leg {
+    /// Connects, within `limit`.
+    ///
+    /// # Errors
+    /// [`ConnectError`]
+    pub async fn connect(&self, limit: Duration) -> Result<BoxStream, ConnectError> {
+        let at = self.target();
+        let connecting = async {
+            let unreachable = |source| ConnectError::Unreachable { at: at.clone(), source };
+            let stream = at.open().await.map_err(unreachable)?;
+            match self {
+                Self::Plain(_) => Ok(stream),
+                Self::Tls(SecureTarget { host, connector, .. }) => {
+                    let failed = |source| ConnectError::Tls { at: at.clone(), source };
+                    Ok(Box::new(connector.connect(host, stream).await.map_err(failed)?) as BoxStream)
+                }
+            }
+        };
+        timeout(limit, connecting).await.unwrap_or_else(|_| Err(ConnectError::Late { at: at.clone(), limit }))
+    }
+
+    /// Where it is.
+    pub fn target(&self) -> &Target {
+        match self {
+            Self::Plain(target) | Self::Tls(SecureTarget { target, .. }) => target,
         }
+    }
+}
+
+/// An error with its causes, on one line of a log.
+pub(crate) struct Chain<'a>(pub(crate) &'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
     }
 }
 
@@ -152,19 +287,52 @@ mod tests {
 
     #[test]
     fn upstream_addresses() {
-        assert_eq!("unix:/run/spice.sock".parse(), Ok(Upstream::Unix("/run/spice.sock".into())));
-        assert_eq!("localhost:5900".parse(), Ok(Upstream::Tcp("localhost:5900".into())));
-        assert_eq!("[::1]:5900".parse(), Ok(Upstream::Tcp("[::1]:5900".into())));
+        assert_eq!("unix:/run/spice.sock".parse(), Ok(Target::Unix("/run/spice.sock".into())));
+        assert_eq!("localhost:5900".parse(), Ok(Target::Tcp("localhost:5900".into())));
+        assert_eq!("[::1]:5900".parse(), Ok(Target::Tcp("[::1]:5900".into())));
         for wrong in
             ["", "unix:", "localhost", ":5900", "localhost:", "localhost:0", "localhost:65536", "/run/x"]
         {
-            assert!(wrong.parse::<Upstream>().is_err(), "{wrong}");
+            assert!(wrong.parse::<Target>().is_err(), "{wrong}");
         }
     }
 
     #[tokio::test]
     async fn nobody_upstream_is_an_error() {
-        let gone = Upstream::Unix("/nonexistent/spice.sock".into());
-        assert!(gone.connect(Duration::from_secs(1)).await.is_err());
+        let gone = Leg::Plain(Target::Unix("/nonexistent/spice.sock".into()));
+        let error = gone.connect(Duration::from_secs(1)).await.err().unwrap();
+        assert_eq!(
+            Chain(&error).to_string(),
+            "the Spice server unix:/nonexistent/spice.sock does not take a connection: \
+             No such file or directory (os error 2)"
+        );
+    }
+
+    /// Every kind of client before every kind of server.
+    #[test]
+    fn each_client_gets_the_port_of_its_kind() {
+        use LinkError::{ChannelNotAvailable, NeedSecured};
+
+        let plain = Target::Tcp("plain:1".to_owned());
+        let target = Target::Tcp("tls:2".to_owned());
+        let connector = Connector::new(&spice_proto::tls::Trust::default()).unwrap();
+        let tls = SecureTarget { target, host: "tls".to_owned(), connector };
+        let both = Upstream { plain: Some(plain.clone()), tls: Some(tls.clone()), allow_clear: false };
+        let forced = Upstream { allow_clear: true, ..tls.clone().into() };
+        let local = Peer::named("local");
+        let clear = Peer { address: Some([192, 0, 2, 1].into()), ..local.clone() };
+        let secure = Peer { secure: true, ..clear.clone() };
+        let table: [(&Upstream, [Result<&str, LinkError>; 3]); 5] = [
+            (&Upstream::default(), [Err(ChannelNotAvailable); 3]),
+            (&plain.into(), [Ok("plain:1"); 3]),
+            (&tls.into(), [Ok("tls:2"), Err(NeedSecured), Ok("tls:2")]),
+            (&forced, [Ok("tls:2"); 3]),
+            (&both, [Ok("plain:1"), Ok("plain:1"), Ok("tls:2")]),
+        ];
+        for (upstream, wanted) in table {
+            let got =
+                [&local, &clear, &secure].map(|peer| upstream.leg(peer).map(|leg| leg.target().to_string()));
+            assert_eq!(got, wanted.map(|leg| leg.map(str::to_owned)), "{upstream:?}");
+        }
     }
 }

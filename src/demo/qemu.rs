@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use server_glue::nic::{Nic, NicSpec};
 use server_glue::proxy::Backend;
-use server_glue::stream::Upstream;
+use server_glue::stream::Target;
 
 use super::user::User;
 use super::{Error, Room, fact, headline, megabytes_per_second, random_ticket, serve};
@@ -31,7 +31,7 @@ pub(super) async fn run(megabytes: u32, recorders: &mut Recorders) -> Result<(),
         .await?;
     fact("VM", format_args!("QEMU with -spice and -netdev stream, its ticket is set"));
     let nic = Nic::open(&NicSpec::Connect(card)).await.map_err(Error::part("reaching the VM's card"))?;
-    let (spice, server) = serve(nic, Backend::Upstream(Upstream::Unix(spice)), recorders).await?;
+    let (spice, server) = serve(nic, Backend::Upstream(Target::Unix(spice).into()), recorders).await?;
     fact("server", format_args!("on {spice}, in front of QEMU"));
     vm.booted(BOOT).await?;
     let user = User::join(spice, &ticket, &room).await?;

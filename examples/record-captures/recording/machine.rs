@@ -7,7 +7,7 @@ use client_glue::TunnelConfig;
 use openssl::sha::sha256;
 use server_glue::nic::{Nic, NicSpec};
 use server_glue::proxy::Backend;
-use server_glue::stream::Upstream;
+use server_glue::stream::Target;
 use spice_tunnel::vm::{NicRole, SpiceAddress, Vm};
 
 use super::Error;
@@ -32,7 +32,7 @@ pub(crate) async fn vm(directory: &Path, name: &str) -> Result<(), Error> {
         .start()
         .await?;
     let nic = Nic::open(&NicSpec::Connect(card)).await?;
-    let backend = Backend::Upstream(Upstream::Unix(spice));
+    let backend = Backend::Upstream(Target::Unix(spice).into());
     // Small packets, as on most networks; the default is 65,520.
     let stage = Stage::new(directory, name, nic, backend, |parts| parts.net.mtu = 1500).await?;
     vm.booted(BOOT).await?;

@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::*;
+use crate::stream::Target;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const SESSION: u32 = 0x0bad_cafe;
@@ -26,8 +27,8 @@ fn bench(limits: Limits) -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("spice");
     let server = UnixListener::bind(&path).unwrap();
-    let backend = Backend::Upstream(Upstream::Unix(path));
-    let tunnel = TunnelPolicy::Enabled { companion: true };
+    let backend = Backend::Upstream(Target::Unix(path).into());
+    let tunnel = TunnelPolicy::Enabled { companion: true, in_clear: true };
     let proxy = Proxy::new(ProxyConfig { backend, tunnel, limits });
     Bench { proxy, tunnels: mpsc::channel(1), shutdown: CancellationToken::new(), server, _dir: dir }
 }
