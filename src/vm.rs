@@ -41,6 +41,8 @@ use serial::{Commands, Log};
 /// The guest's first program: see the comment in it for the protocol of the serial port.
 const INIT: &str = include_str!("vm/init.sh");
 const LEASE_SCRIPT: &str = include_str!("vm/lease.sh");
+/// Bytes of a disk of 3.5 inches.
+const FLOPPY: usize = 1440 << 10;
 /// How long QEMU may take to open its connections to us.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -135,6 +137,7 @@ pub struct Builder {
     nic: Option<(PathBuf, NicRole)>,
     memory_mib: u32,
     init: String,
+    floppy: Option<Vec<u8>>,
     extra: Vec<String>,
 }
 
@@ -174,6 +177,14 @@ impl Builder {
         self
     }
 
+    /// Boots from a floppy disk that begins with these bytes, instead of Linux. What [`Vm::booted`] and [`Vm::run`] want of
+    /// a guest, this one does not do.
+    #[must_use]
+    pub fn floppy(mut self, content: impl Into<Vec<u8>>) -> Self {
+        self.floppy = Some(content.into());
+        self
+    }
+
     /// One more argument for QEMU.
     #[must_use]
     pub fn argument(mut self, argument: impl Into<String>) -> Self {
@@ -191,9 +202,16 @@ impl Builder {
             .prefix("spice-tunnel-vm-")
             .tempdir()
             .map_err(failed("a directory for the virtual machine"))?;
-        let initrd = directory.path().join("initrd");
-        let archive = self.initramfs(&host)?;
-        std::fs::write(&initrd, archive).map_err(failed(initrd.display().to_string()))?;
+        let (name, content) = match &self.floppy {
+            Some(content) => {
+                let mut disk = content.clone();
+                disk.resize(FLOPPY, 0);
+                ("floppy", disk)
+            }
+            None => ("initrd", self.initramfs(&host)?),
+        };
+        let path = directory.path().join(name);
+        std::fs::write(&path, content).map_err(failed(path.display().to_string()))?;
         let listen = |name: &str| {
             let path = directory.path().join(name);
             UnixListener::bind(&path).map_err(failed(path.display().to_string()))
@@ -283,9 +301,13 @@ impl Builder {
         };
         add("-machine", "pc,accel=tcg".to_owned());
         add("-m", format!("{}M", self.memory_mib));
-        add("-kernel", host.kernel.display().to_string());
-        add("-initrd", directory.join("initrd").display().to_string());
-        add("-append", "console=tty0 console=ttyS0 loglevel=4 panic=-1 mitigations=off".to_owned());
+        if self.floppy.is_some() {
+            add("-drive", format!("file={},format=raw,if=floppy", in_directory("floppy")));
+        } else {
+            add("-kernel", host.kernel.display().to_string());
+            add("-initrd", directory.join("initrd").display().to_string());
+            add("-append", "console=tty0 console=ttyS0 loglevel=4 panic=-1 mitigations=off".to_owned());
+        }
         add("-display", "none".to_owned());
         add("-device", "qxl-vga".to_owned());
         for (name, option) in [("console", "-serial"), ("command", "-serial"), ("control", "-mon")] {
@@ -345,6 +367,7 @@ impl Vm {
             nic: None,
             memory_mib: 256,
             init: INIT.to_owned(),
+            floppy: None,
             extra: Vec::new(),
         }
     }

@@ -18,5 +18,6 @@ mod replay;
 mod replay_netstack;
 mod session;
 mod traffic;
+mod viewers;
 mod vm;
 mod wireshark;

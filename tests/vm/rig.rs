@@ -133,6 +133,13 @@ impl Program {
         lines.into_iter().rev().fold(String::new(), |text, line| text + "  " + line + "\n")
     }
 
+    /// What it warned of.
+    pub(crate) fn complaints(&self) -> Vec<String> {
+        let said = self.said.lock().unwrap();
+        let loud = |line: &&str| line.contains(" WARN ") || line.contains(" ERROR ");
+        said.lines().filter(loud).map(str::to_owned).collect()
+    }
+
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
@@ -196,8 +203,8 @@ impl Screen {
         Self { _xvfb: xvfb, name: format!(":{number}"), directory }
     }
 
-    /// How many pixels of a colour there are. The server's memory is a file, in the format of `xwd`.
-    fn count(&self, wanted: [u8; 3]) -> usize {
+    /// What can be seen. The server's memory is a file, in the format of `xwd`.
+    pub(crate) fn look(&self) -> Picture {
         let image = std::fs::read(self.directory.path().join("Xvfb_screen0")).unwrap();
         let field = |number: usize| {
             let bytes = image[number * 4..][..4].try_into().unwrap();
@@ -205,56 +212,152 @@ impl Screen {
         };
         let (header, colours, bits) = (field(0), field(19), field(11));
         assert_eq!((field(1), bits), (7, 32), "not the picture that was expected of Xvfb");
-        let [red, green, blue] = wanted;
-        image[header + colours * 12..]
-            .chunks_exact(4)
-            .filter(|pixel| pixel[..3] == [blue, green, red])
-            .count()
+        Picture { line: field(12), bytes: image[header + colours * 12..].to_vec() }
     }
 
     /// Waits until a good part of the screen has this colour.
     pub(crate) async fn shows(&self, what: &str, colour: [u8; 3]) {
-        until(what, || async { (self.count(colour) > 50_000).then_some(()) }).await;
+        until(what, || async { (self.look().count(colour) > 50_000).then_some(()) }).await;
     }
+
+    /// Runs `xdotool`, and gives what it says; nothing if it fails.
+    pub(crate) async fn xdotool(&self, arguments: &[&str]) -> Option<String> {
+        let mut command = Command::new("xdotool");
+        command.args(arguments).env("DISPLAY", &self.name).stdin(Stdio::null());
+        let output = command.output().await.expect("xdotool does not start: tests/install-prerequisites.sh");
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+    }
+}
+
+/// What was on a screen at one time.
+pub(crate) struct Picture {
+    line: usize,
+    bytes: Vec<u8>,
+}
+
+impl Picture {
+    fn count(&self, [red, green, blue]: [u8; 3]) -> usize {
+        self.bytes.chunks_exact(4).filter(|pixel| pixel[..3] == [blue, green, red]).count()
+    }
+
+    /// Red, green and blue of one pixel.
+    pub(crate) fn at(&self, (x, y): (usize, usize)) -> [u8; 3] {
+        let pixel = &self.bytes[y * self.line + x * 4..];
+        [pixel[2], pixel[1], pixel[0]]
+    }
+}
+
+/// What a viewer is told of a server.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Target<'a> {
+    pub(crate) port: Option<u16>,
+    pub(crate) tls_port: Option<u16>,
+    pub(crate) password: Option<&'a str>,
+    pub(crate) ca: Option<&'a Path>,
+    pub(crate) subject: Option<&'a str>,
 }
 
 /// A stock viewer of the user's side.
 pub(crate) struct Viewer {
     pub(crate) program: Program,
-    _home: TempDir,
+    home: TempDir,
 }
+
+/// Everybody's host in these tests.
+const HOST: &str = "127.0.0.1";
 
 impl Viewer {
     pub(crate) fn remote_viewer(screen: &Screen, server: SocketAddr, password: &str) -> Self {
+        let target = Target { port: Some(server.port()), password: Some(password), ..Target::default() };
+        Self::remote_viewer_by_file(screen, &target)
+    }
+
+    pub(crate) fn spicy(screen: &Screen, server: SocketAddr, password: &str) -> Self {
+        let target = Target { port: Some(server.port()), password: Some(password), ..Target::default() };
+        Self::spicy_at(screen, &target)
+    }
+
+    /// With a `.vv` file, as management systems hand them out.
+    pub(crate) fn remote_viewer_by_file(screen: &Screen, target: &Target<'_>) -> Self {
         let home = tempfile::tempdir().unwrap();
         let file = home.path().join("session.vv");
-        let (host, port) = (server.ip(), server.port());
-        let text = format!("[virt-viewer]\ntype=spice\nhost={host}\nport={port}\npassword={password}\n");
-        std::fs::write(&file, text).unwrap();
+        std::fs::write(&file, connection_file(target)).unwrap();
         let mut command = Command::new("remote-viewer");
         command.arg(file);
         Self::start("remote-viewer", command, screen, home)
     }
 
-    pub(crate) fn spicy(screen: &Screen, server: SocketAddr, password: &str) -> Self {
+    pub(crate) fn remote_viewer_by_uri(screen: &Screen, target: &Target<'_>) -> Self {
+        let words = [
+            target.port.map(|port| format!("port={port}")),
+            target.tls_port.map(|port| format!("tls-port={port}")),
+            target.password.map(|password| format!("password={password}")),
+        ];
+        let words: Vec<_> = words.into_iter().flatten().collect();
+        let mut command = Command::new("remote-viewer");
+        command.args(certificate_options(target)).arg(format!("spice://{HOST}?{}", words.join("&")));
+        Self::start("remote-viewer", command, screen, tempfile::tempdir().unwrap())
+    }
+
+    pub(crate) fn spicy_at(screen: &Screen, target: &Target<'_>) -> Self {
         let mut command = Command::new("spicy");
-        let (host, port) = (server.ip().to_string(), server.port().to_string());
-        command.args(["-h", &host, "-p", &port, "-w", password]);
+        command.args(["-h", HOST]);
+        let ports = [("-p", target.port), ("-s", target.tls_port)];
+        for (option, port) in ports.into_iter().filter_map(|(option, port)| Some((option, port?))) {
+            command.args([option, &port.to_string()]);
+        }
+        if let Some(password) = target.password {
+            command.args(["-w", password]);
+        }
+        command.args(certificate_options(target));
         Self::start("spicy", command, screen, tempfile::tempdir().unwrap())
     }
 
     fn start(name: &'static str, mut command: Command, screen: &Screen, home: TempDir) -> Self {
+        // What is to be heard goes into a file: there are no loudspeakers.
+        let sink =
+            format!("appsrc name=appsrc ! filesink location={}/sound name=audiosink", home.path().display());
         command
             .env("DISPLAY", &screen.name)
             .env("HOME", home.path())
             .env("XDG_RUNTIME_DIR", home.path())
+            .env("SPICE_GST_AUDIOSINK", sink)
             .env("GDK_BACKEND", "x11")
             .env("GSETTINGS_BACKEND", "memory")
             .env("NO_AT_BRIDGE", "1")
             .env("DBUS_SESSION_BUS_ADDRESS", "disabled:")
             .current_dir(home.path());
-        Self { program: Program::start(name, command), _home: home }
+        Self { program: Program::start(name, command), home }
     }
+
+    /// The samples it has played so far.
+    pub(crate) fn heard(&self) -> Vec<u8> {
+        std::fs::read(self.home.path().join("sound")).unwrap_or_default()
+    }
+}
+
+/// What a management system writes into a `.vv` file.
+pub(crate) fn connection_file(target: &Target<'_>) -> String {
+    let ca = target.ca.map(|path| std::fs::read_to_string(path).unwrap().trim_end().replace('\n', "\\n"));
+    let lines = [
+        ("port", target.port.map(|port| port.to_string())),
+        ("tls-port", target.tls_port.map(|port| port.to_string())),
+        ("password", target.password.map(str::to_owned)),
+        ("ca", ca),
+        ("host-subject", target.subject.map(str::to_owned)),
+    ];
+    let mut text = format!("[virt-viewer]\ntype=spice\nhost={HOST}\n");
+    for (key, value) in lines.into_iter().filter_map(|(key, value)| Some((key, value?))) {
+        writeln!(text, "{key}={value}").unwrap();
+    }
+    text
+}
+
+/// spice-gtk's options, which all its programs know.
+fn certificate_options(target: &Target<'_>) -> Vec<String> {
+    let ca = target.ca.map(|path| format!("--spice-ca-file={}", path.display()));
+    let subject = target.subject.map(|subject| format!("--spice-host-subject={subject}"));
+    ca.into_iter().chain(subject).collect()
 }
 
 /// The session QEMU has with a viewer: its id, once it has all the channels a viewer opens.
