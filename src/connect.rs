@@ -4,6 +4,7 @@
 //! one live session; where none lives, the tunnel stands alone until a session begins, and is ended then. So a
 //! tunnel that ended is linked again, with the ticket, for as long as the program runs.
 
+mod args;
 mod printer;
 
 use std::hash::{BuildHasher, RandomState};
@@ -11,13 +12,12 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+pub use args::ConnectArgs;
 use client_glue::server::{Credentials, LinkFailure, SpiceServer, TunnelLink};
 use client_glue::{Event, Events, Handle, Share, ShareError, TunnelConfig};
 use printer::Printer;
 use spice_proto::handshake::Linked;
 use spice_proto::names::Sender;
-use spice_proto::ticket::{Password, PasswordError};
 use thiserror::Error as ThisError;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
@@ -25,9 +25,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::open_files;
-use crate::password::{self, PasswordFileError};
-use crate::record::{self, Ends, Links, RotationArgs};
-use crate::spice_uri::Server;
+use crate::record::{self, Ends, Links};
+use crate::session_args::{PasswordSource, Session, SessionError};
 
 /// Waits between attempts to link again: the first, and the longest.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
@@ -39,51 +38,29 @@ const LAST_PRINT: Duration = Duration::from_secs(1);
 /// A tunnel that lived for so long was a good one: the next attempt waits shortly again.
 const GOOD_LIFE: Duration = Duration::from_secs(10);
 
-/// What `connect` is told.
-#[derive(Debug, Args)]
-pub struct ConnectArgs {
-    /// The Spice server: spice://HOST:PORT, where `spice-tunnel serve` listens
-    #[arg(value_name = "spice://HOST:PORT")]
-    pub server: Server,
-
-    /// What the VM may reach: tcp://HOST:PORT, with ?name=NAME behind it to give it a lasting name, from which its
-    /// virtual address is derived. Can be given many times
-    #[arg(long = "share", value_name = "tcp://HOST:PORT?name=NAME", required = true)]
-    pub shares: Vec<Share>,
-
-    /// File whose first line is the password of the Spice session
-    #[arg(long, value_name = "FILE")]
-    pub password_file: Option<PathBuf>,
-
-    /// The password itself, best given by the environment; --password-file goes before it
-    #[arg(long, value_name = "PASSWORD", env = "SPICE_TUNNEL_PASSWORD", hide_env_values = true, hide = true)]
-    pub password: Option<String>,
-
-    /// Print one JSON object a line instead of text
-    #[arg(long)]
-    pub json: bool,
-
-    /// Record what passes the tunnel link, in clear, as pcapng
-    #[arg(long, value_name = "FILE")]
-    pub capture: Option<PathBuf>,
-
-    /// How large that becomes.
-    #[command(flatten)]
-    pub rotation: RotationArgs,
-}
-
 /// Why `connect` failed.
 #[derive(Debug, ThisError)]
 pub enum Error {
-    /// The shares cannot be offered.
+    /// The session cannot be used as described, or nothing be shared with it.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The file forbids it.
+    #[error("{} has tunnel among its disable-channels: this session is not to have a tunnel", file.display())]
+    Disabled {
+        /// The file.
+        file: PathBuf,
+    },
+    /// The password that came with a file does not work.
+    #[error("{server} does not accept the password in {}: it has expired, most likely; fetch a new file", file.display())]
+    Expired {
+        /// The server.
+        server: String,
+        /// The file.
+        file: PathBuf,
+    },
+    /// A share was added twice, or too many.
     #[error(transparent)]
     Share(#[from] ShareError),
-    /// The password file is of no use.
-    #[error(transparent)]
-    PasswordFile(#[from] PasswordFileError),
-    /// The password cannot be one.
-    #[error(transparent)]
-    Password(#[from] PasswordError),
     /// The recording.
     #[error(transparent)]
     Record(#[from] record::Error),
@@ -132,45 +109,84 @@ pub async fn run_to(
     shutdown: CancellationToken,
     out: impl AsyncWrite + Unpin,
 ) -> Result<(), Error> {
-    client_glue::check_shares(&args.shares)?;
-    let password = chosen_password(&args)?;
+    let session = args.session.resolve()?;
+    let shares = args.sharing.shares(&session)?;
+    if let Some(file) = session.file.as_ref().filter(|file| file.tunnel_disabled) {
+        return Err(Error::Disabled { file: file.path.clone() });
+    }
+    let plan = Plan {
+        server: session.server.clone(),
+        credentials: session.credentials.clone(),
+        shares,
+        json: args.json,
+    };
+    let outcome = recorded(&args, &plan, &shutdown, out).await;
+    // Not before: a viewer may be given the file as well, and removes it as it opens it.
+    if let Some(file) = &session.file {
+        file.remove();
+    }
+    outcome.map_err(|error| explain(error, &session))
+}
+
+/// What is to be done, once all that describes it was read.
+struct Plan {
+    server: SpiceServer,
+    credentials: Credentials,
+    shares: Vec<Share>,
+    json: bool,
+}
+
+/// A password from a file is most likely one that expires.
+fn explain(error: Error, session: &Session) -> Error {
+    match (error, &session.password_source) {
+        (Error::Link(LinkFailure::WrongPassword { server, .. }), PasswordSource::ViewerFile(file)) => {
+            Error::Expired { server, file: file.clone() }
+        }
+        (error, _) => error,
+    }
+}
+
+async fn recorded(
+    args: &ConnectArgs,
+    plan: &Plan,
+    shutdown: &CancellationToken,
+    out: impl AsyncWrite + Unpin,
+) -> Result<(), Error> {
     let Some(path) = &args.capture else {
-        return Box::pin(share(&args, &password, None, &shutdown, out)).await;
+        return Box::pin(share(plan, None, shutdown, out)).await;
     };
     let (recording, links) = record::links(&args.rotation.options(path))?;
-    let outcome = Box::pin(share(&args, &password, Some(&links), &shutdown, out)).await;
+    let outcome = Box::pin(share(plan, Some(&links), shutdown, out)).await;
     recording.finish().await;
     outcome
 }
 
 async fn share(
-    args: &ConnectArgs,
-    password: &Password,
+    plan: &Plan,
     capture: Option<&Links>,
     shutdown: &CancellationToken,
     out: impl AsyncWrite + Unpin,
 ) -> Result<(), Error> {
-    let mut printer = Printer::new(out, args.json);
+    let mut printer = Printer::new(out, plan.json);
     let mut backoff = Backoff::default();
     let mut was_connected = false;
-    let credentials = Credentials::ticket(password.clone());
     loop {
         let started = Instant::now();
         let link = tokio::select! {
-            link = Box::pin(args.server.server.link(0, &credentials)) => link.map_err(Error::from),
+            link = Box::pin(plan.server.link(0, &plan.credentials)) => link.map_err(Error::from),
             () = shutdown.cancelled() => return Ok(()),
         };
         let outcome = match link {
             // It hears of the shutdown itself, and says goodbye.
             Ok(TunnelLink { stream, linked, ends, .. }) => match capture {
                 None => {
-                    let run = tunnel(args, stream, linked, shutdown, &mut printer, &mut was_connected);
+                    let run = tunnel(plan, stream, linked, shutdown, &mut printer, &mut was_connected);
                     Box::pin(run).await
                 }
                 Some(links) => {
                     let ends = ends.map(|(client, server)| Ends { client, server });
                     let stream = links.tap(stream, &linked, Sender::Client, ends);
-                    let run = tunnel(args, stream, linked, shutdown, &mut printer, &mut was_connected);
+                    let run = tunnel(plan, stream, linked, shutdown, &mut printer, &mut was_connected);
                     Box::pin(run).await
                 }
             },
@@ -199,7 +215,7 @@ async fn share(
 
 /// Runs one tunnel to its end.
 async fn tunnel(
-    args: &ConnectArgs,
+    plan: &Plan,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     linked: Linked,
     shutdown: &CancellationToken,
@@ -208,11 +224,11 @@ async fn tunnel(
 ) -> Result<(), Error> {
     let (handle, mut events, run) = client_glue::tunnel(stream, linked, TunnelConfig::default());
     printer.names.clear();
-    for share in &args.shares {
+    for share in &plan.shares {
         let id = handle.add_share(share.clone())?;
         printer.names.insert(id, (share.name.clone(), share.target()));
     }
-    let listen = listen(&handle, &mut events, shutdown, printer, was_connected, &args.server.server);
+    let listen = listen(&handle, &mut events, shutdown, printer, was_connected, &plan.server);
     // A task of its own, which ends with this call: printing must not hold it up.
     let mut running = JoinSet::new();
     running.spawn(run);
@@ -224,7 +240,7 @@ async fn tunnel(
         Some(Err(_)) | None => Ok(()),
     };
     heard.map_err(Error::Print)?;
-    let server = args.server.to_string();
+    let server = plan.server.to_string();
     ended.map_err(|source| match source {
         client_glue::Error::NeverBegan => Error::Occupied { server },
         source @ (client_glue::Error::NotATunnel { .. }
@@ -272,20 +288,6 @@ async fn listen(
                 handle.shutdown();
             }
         }
-    }
-}
-
-fn chosen_password(args: &ConnectArgs) -> Result<Password, Error> {
-    if args.server.password.is_some() {
-        warn!("a password in the address is seen by whoever lists processes: better use --password-file");
-    }
-    if let Some(path) = &args.password_file {
-        return Ok(password::read_file(path)?);
-    }
-    match (&args.password, &args.server.password) {
-        (Some(text), _) => Ok(Password::new(text.as_bytes())?),
-        (None, Some(password)) => Ok(password.clone()),
-        (None, None) => Ok(Password::empty()),
     }
 }
 

@@ -12,7 +12,7 @@ use spice_proto::{
     handshake::Deadlines,
     io::Decision,
     link::{CommonCaps, LinkError, TunnelCaps, Welcome},
-    ticket::TicketKey,
+    ticket::{Password, TicketKey},
     tunnel::Layout,
 };
 use tokio::{
@@ -253,9 +253,10 @@ async fn a_silent_server_does_not_keep_us_from_leaving() {
 #[tokio::test]
 async fn shares_that_cannot_go_together_are_found_before_linking() {
     let error = failure("spice://127.0.0.1:1", &["--share", "tcp://printer.lan:631?name=Other"]).await;
-    assert!(matches!(error, Error::Share(ShareError::Duplicate { .. })), "{error}");
+    let shared_twice = matches!(error, Error::Session(SessionError::Share(ShareError::Duplicate { .. })));
+    assert!(shared_twice, "{error}");
     let error = failure("spice://127.0.0.1:1", &["--password-file", "/nonexistent"]).await;
-    assert!(matches!(error, Error::PasswordFile(_)), "{error}");
+    assert!(matches!(error, Error::Session(SessionError::PasswordFile(_))), "{error}");
 }
 
 #[test]
@@ -264,7 +265,7 @@ fn wrong_usage_is_explained() {
         (&["spice://h:1"][..], "--share"),
         (&["--share", "tcp://a:1"], "spice://HOST:PORT"),
         (&["h:1", "--share", "tcp://a:1"], "does not begin with spice://"),
-        (&["spice+tls://h:1", "--share", "tcp://a:1"], "cannot be used yet"),
+        (&["spice+tls://h:1?port=2", "--share", "tcp://a:1"], "has one port"),
         (&["spice://h:1", "--share", "a:1"], "only tcp can be shared"),
     ] {
         let error = args(words).expect_err("accepted").to_string();

@@ -1,0 +1,32 @@
+//! What `connect` is told.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::record::RotationArgs;
+use crate::session_args::{SessionArgs, SharingArgs};
+
+/// What `connect` is told.
+#[derive(Debug, Args)]
+pub struct ConnectArgs {
+    /// The session.
+    #[command(flatten)]
+    pub session: SessionArgs,
+
+    /// What is shared with it.
+    #[command(flatten)]
+    pub sharing: SharingArgs,
+
+    /// Print one JSON object a line instead of text
+    #[arg(long)]
+    pub json: bool,
+
+    /// Record what passes the tunnel link, in clear, as pcapng
+    #[arg(long, value_name = "FILE")]
+    pub capture: Option<PathBuf>,
+
+    /// How large that becomes.
+    #[command(flatten)]
+    pub rotation: RotationArgs,
+}
