@@ -1,17 +1,19 @@
 //! Guest, netstack, bridge and both ends of the channel, without I/O and under a manual clock: what one side does must
 //! be what the other sees. The services are the client channel's owner, scripted.
 
+mod away;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use server_glue::address::AddressBook;
-use server_glue::bridge::Bridge;
+use server_glue::bridge::{AwayConfig, Bridge};
 use server_glue::netstack::{NetConfig, Netstack};
 use spice_proto::frame::{self, HeaderForm, Split};
 use spice_proto::link::TunnelCaps;
 use spice_proto::tunnel::{GroupId, Layout, ServiceId, ServiceKind, SocketId};
-use spice_tunnel::guest::stack::{ConnectionId, Received, Stack};
+use spice_tunnel::guest::stack::{ConnectionId, Event as GuestEvent, Received, Stack};
 use spice_tunnel::guest::{Config as GuestConfig, ConnectionError};
 use tunnel_channel::{Channel, Config, Event, NewService, Role};
 
@@ -25,6 +27,8 @@ enum Service {
     /// Takes nothing until `World::take`.
     Stuck,
     Refuse,
+    /// Leaves it open whether it takes a connection.
+    Mute,
 }
 
 /// What has come of one tunnel socket at the client.
@@ -49,6 +53,7 @@ struct World {
     addresses: HashMap<ServiceId, IpAddr>,
     /// In the order in which they were opened.
     far: Vec<Far>,
+    pongs: usize,
 }
 
 fn channel(role: Role, config: Config, caps: TunnelCaps, now: Instant) -> Channel {
@@ -61,10 +66,14 @@ fn pattern(len: usize) -> Vec<u8> {
 
 impl World {
     fn new(config: Config, caps: TunnelCaps) -> Self {
+        Self::with(config, caps, AwayConfig::FORGET)
+    }
+
+    fn with(config: Config, caps: TunnelCaps, away: AwayConfig) -> Self {
         let now = Instant::now();
         let net = NetConfig { seed: 7, ..NetConfig::default() };
         let book = AddressBook::new("test", net.subnet, net.reserved());
-        let mut bridge = Bridge::new(Netstack::new(net), book);
+        let mut bridge = Bridge::new(Netstack::new(net), book).while_away(away);
         bridge.attach(now, channel(Role::Server, config, caps, now));
         let mut world = Self {
             now,
@@ -76,6 +85,7 @@ impl World {
             services: HashMap::new(),
             addresses: HashMap::new(),
             far: Vec::new(),
+            pongs: 0,
         };
         world.run_until("a lease", |world| world.guest.lease().is_some() && world.client.is_ready());
         world
@@ -193,7 +203,9 @@ impl World {
                 self.guest.handle_frame(self.now, frame);
                 moved = true;
             }
-            while self.guest.poll_event().is_some() {}
+            while let Some(event) = self.guest.poll_event() {
+                self.pongs += usize::from(matches!(event, GuestEvent::Pong { .. }));
+            }
             moved |= self.carry();
             if !moved {
                 return;
@@ -260,8 +272,10 @@ fn on_client_event(
         }
         Event::Open { socket, service } => {
             let service = services[&service];
-            if service == Service::Refuse {
-                return Answer::Refuse(socket);
+            match service {
+                Service::Refuse => return Answer::Refuse(socket),
+                Service::Mute => return Answer::Nothing,
+                Service::Sink | Service::Stuck => {}
             }
             let (received, untaken) = (Vec::new(), 0);
             far.push(Far { id: socket, service, received, untaken, finished: false, reset: false });

@@ -15,19 +15,22 @@
 //! * Down: a message goes straight into the flow's transmit ring. What does not fit is kept here as the socket's
 //!   tail, and its credit returns only when its last byte is in the ring.
 //! * A guest's SYN is answered only after the client's answer (connect before accept).
+//! * A tunnel that goes resets what went through it. Its services stay known for a while, see [`AwayConfig`].
 //!
 //! Sockets that may send are served round-robin, one message a turn, so that one bulk transfer cannot starve the rest.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use spice_proto::frame::Frame;
-use spice_proto::tunnel::{GroupId, ServiceAdd, ServiceId, SocketId};
+use spice_proto::tunnel::{ServiceAdd, ServiceId, SocketId};
 use tracing::{debug, info, trace, warn};
 use tunnel_channel::{Channel, Event, Violation};
 
 use crate::address::{AddressBook, AssignError};
+pub use crate::away::AwayConfig;
+use crate::away::{Away, Due, Identity};
 use crate::netstack::{FlowId, NetEvent, Netstack};
 
 /// The guest's network and, while a session lives, the tunnel channel that carries its connections.
@@ -36,7 +39,7 @@ use crate::netstack::{FlowId, NetEvent, Netstack};
 ///
 /// 1. inputs: [`handle_guest_frame`](Self::handle_guest_frame), [`handle_tunnel_frame`](Self::handle_tunnel_frame),
 ///    [`handle_timeout`](Self::handle_timeout), [`attach`](Self::attach), [`detach`](Self::detach),
-///    [`guest_lost`](Self::guest_lost);
+///    [`forget`](Self::forget), [`probe`](Self::probe), [`guest_lost`](Self::guest_lost);
 /// 2. [`advance`](Self::advance) moves bytes between the two;
 /// 3. outputs: [`poll_guest_frame`](Self::poll_guest_frame), [`outgoing`](Self::outgoing) with [`sent`](Self::sent),
 ///    [`poll_timeout`](Self::poll_timeout).
@@ -44,12 +47,19 @@ pub struct Bridge {
     netstack: Netstack,
     book: AddressBook,
     tunnel: Option<Tunnel>,
+    away: Away,
 }
 
 impl Bridge {
-    /// A network behind which nothing stands until a tunnel is attached.
+    /// A network behind which nothing stands until a tunnel is attached, and nothing any more once it is detached.
     pub fn new(netstack: Netstack, book: AddressBook) -> Self {
-        Self { netstack, book, tunnel: None }
+        Self { netstack, book, tunnel: None, away: Away::new(AwayConfig::FORGET) }
+    }
+
+    /// The same, with a view that outlives its tunnels.
+    #[must_use]
+    pub fn while_away(self, config: AwayConfig) -> Self {
+        Self { away: Away::new(config), ..self }
     }
 
     /// The guest's network, for its counters.
@@ -67,20 +77,57 @@ impl Bridge {
         self.tunnel.as_ref().map(|tunnel| &tunnel.channel)
     }
 
+    /// Connections of the guest that wait for a tunnel.
+    pub fn waiting(&self) -> usize {
+        self.away.waiting()
+    }
+
     /// Takes the channel of a new session. An attached one is detached first.
     pub fn attach(&mut self, now: Instant, channel: Channel) {
         self.detach(now);
+        self.away.tunnel_came(now);
         self.tunnel = Some(Tunnel::new(channel));
     }
 
-    /// Ends the tunnel: every connection of the guest is reset, and nothing is published any more.
+    /// Ends the tunnel: every connection of the guest is reset. Its services become what is known while it is away; a connection
+    /// that the client had not answered yet waits with the new ones.
     pub fn detach(&mut self, now: Instant) {
         let Some(tunnel) = self.tunnel.take() else { return };
-        for socket in tunnel.sockets.into_iter().flatten() {
-            self.netstack.reset(now, socket.flow);
+        if !tunnel.announced {
+            self.away.tunnel_was_none();
         }
-        for service in &tunnel.services {
-            self.netstack.withdraw(service.address.ip(), service.address.port());
+        for service in tunnel.services {
+            if let Some(forgotten) = self.away.learn(now, service.address, service.identity) {
+                self.forget_service(now, forgotten);
+            }
+        }
+        for socket in tunnel.sockets.into_iter().flatten() {
+            let waits =
+                socket.dialing.is_some_and(|destination| self.away.hold(now, socket.flow, destination));
+            if !waits {
+                self.netstack.reset(now, socket.flow);
+            }
+        }
+    }
+
+    /// Forgets what is known of tunnels that are gone: nothing of it answers any more.
+    pub fn forget(&mut self, now: Instant) {
+        while let Some(address) = self.away.any() {
+            self.forget_service(now, address);
+        }
+    }
+
+    fn forget_service(&mut self, now: Instant, address: SocketAddr) {
+        for flow in self.away.settle(address) {
+            self.netstack.refuse(now, flow);
+        }
+        self.netstack.withdraw(address.ip(), address.port());
+    }
+
+    /// Asks the client for a sign of life. If none comes within this time, [`handle_timeout`](Self::handle_timeout) says so.
+    pub fn probe(&mut self, now: Instant, within: Duration) {
+        if let Some(tunnel) = &mut self.tunnel {
+            tunnel.channel.probe(now, within);
         }
     }
 
@@ -99,7 +146,7 @@ impl Bridge {
     /// # Errors
     /// The client broke the protocol: detach, and close the link.
     pub fn handle_tunnel_frame(&mut self, now: Instant, frame: Frame<'_>) -> Result<(), Violation> {
-        let Self { netstack, book, tunnel: Some(tunnel) } = self else { return Ok(()) };
+        let Self { netstack, book, tunnel: Some(tunnel), away } = self else { return Ok(()) };
         let Some(event) = tunnel.channel.handle_frame(now, frame)? else { return Ok(()) };
         match event {
             Event::Data { socket, payload } => {
@@ -111,6 +158,7 @@ impl Bridge {
             Event::Writable { socket } => tunnel.schedule(socket),
             Event::Accepted { socket } => {
                 if let Some(entry) = tunnel.socket(socket) {
+                    entry.dialing = None;
                     netstack.accept(now, entry.flow);
                 }
             }
@@ -131,7 +179,7 @@ impl Bridge {
                     netstack.reset(now, entry.flow);
                 }
             }
-            Event::ServiceAdded(add) => tunnel.publish(netstack, book, &add),
+            Event::ServiceAdded(add) => tunnel.publish(now, netstack, (book, away), &add),
             Event::ServiceRemoved { service } => tunnel.withdraw(netstack, service),
             Event::ServiceRejected { service, fault } => {
                 warn!(service = service.0, %fault, "the client announced a service that cannot be");
@@ -181,7 +229,7 @@ impl Bridge {
     /// When [`handle_timeout`](Self::handle_timeout) is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let channel = self.channel().and_then(|channel| channel.poll_timeout()).map(|(at, _)| at);
-        [channel, self.netstack.poll_timeout()].into_iter().flatten().min()
+        [channel, self.netstack.poll_timeout(), self.away.poll_timeout()].into_iter().flatten().min()
     }
 
     /// Serves what is due. Calling it early is harmless.
@@ -189,6 +237,18 @@ impl Bridge {
     /// # Errors
     /// The client is dead: detach, and close the link.
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), Violation> {
+        while let Some(due) = self.away.take_due(now) {
+            match due {
+                Due::Refuse(flow) => {
+                    debug!("no tunnel came for a connection that waited");
+                    self.netstack.refuse(now, flow);
+                }
+                Due::Withdraw(address) => {
+                    info!(%address, "forgotten: no tunnel announced it again");
+                    self.forget_service(now, address);
+                }
+            }
+        }
         self.netstack.handle_timeout(now);
         match &mut self.tunnel {
             Some(tunnel) => tunnel.channel.handle_timeout(now),
@@ -201,20 +261,15 @@ impl Bridge {
             info!(%mac, %address, "the guest has its address");
             return;
         }
-        let Some(tunnel) = &mut self.tunnel else {
-            // Nothing is published without a tunnel: this connection is just being reset with its tunnel.
-            if let NetEvent::Connect { flow, .. } = event {
-                self.netstack.refuse(now, flow);
-            }
-            return;
-        };
+        if let NetEvent::Reset { flow, .. } = event {
+            self.away.release(flow);
+        }
+        if let NetEvent::Connect { flow, destination, source } = event {
+            return self.connect(now, flow, destination, source);
+        }
+        // Without a tunnel there are only connections that wait, of which nothing else comes.
+        let Some(tunnel) = &mut self.tunnel else { return };
         match event {
-            NetEvent::Connect { flow, destination, source } => {
-                if let Err(reason) = tunnel.open(flow, destination) {
-                    debug!(%source, %destination, reason, "refused");
-                    self.netstack.refuse(now, flow);
-                }
-            }
             NetEvent::Readable { flow } => {
                 if let Some(socket) = tunnel.socket_of(flow) {
                     tunnel.schedule(socket);
@@ -239,7 +294,22 @@ impl Bridge {
                     tunnel.channel.reset(socket);
                 }
             }
-            NetEvent::GuestLeased { .. } => {}
+            NetEvent::Connect { .. } | NetEvent::GuestLeased { .. } => {}
+        }
+    }
+
+    /// The guest's SYN goes to the client, or waits for one, or is refused.
+    fn connect(&mut self, now: Instant, flow: FlowId, destination: SocketAddr, source: SocketAddr) {
+        if self.away.hold(now, flow, destination) {
+            return debug!(%source, %destination, "waits for the tunnel");
+        }
+        let opened = match &mut self.tunnel {
+            Some(tunnel) => tunnel.open(flow, destination),
+            None => Err("no tunnel is there"),
+        };
+        if let Err(reason) = opened {
+            debug!(%source, %destination, reason, "refused");
+            self.netstack.refuse(now, flow);
         }
     }
 }
@@ -256,14 +326,15 @@ struct Tunnel {
     services: Vec<Service>,
     /// INVARIANT: has exactly the addresses of `services`.
     by_address: HashMap<SocketAddr, ServiceId>,
+    /// The client has announced a service.
+    announced: bool,
 }
 
 /// A service that the guest can reach.
 struct Service {
     id: ServiceId,
-    group: GroupId,
     address: SocketAddr,
-    name: String,
+    identity: Identity,
 }
 
 impl Tunnel {
@@ -275,6 +346,7 @@ impl Tunnel {
             ready: VecDeque::new(),
             services: Vec::new(),
             by_address: HashMap::new(),
+            announced: false,
         }
     }
 
@@ -304,7 +376,8 @@ impl Tunnel {
             self.sockets.resize_with(index + 1, || None);
         }
         if let Some(slot) = self.sockets.get_mut(index) {
-            *slot = Some(Socket { flow, scheduled: false, tail: VecDeque::new(), down: Down::Open });
+            let dialing = Some(destination);
+            *slot = Some(Socket { flow, dialing, scheduled: false, tail: VecDeque::new(), down: Down::Open });
         }
         self.by_flow.insert(flow, id);
         Ok(())
@@ -355,9 +428,17 @@ impl Tunnel {
 
     /// Gives an announced service its address. There is no way to refuse one on the wire: what cannot be mapped stays
     /// unmapped, and says so in the log.
-    fn publish(&mut self, netstack: &mut Netstack, book: &mut AddressBook, add: &ServiceAdd<'_>) {
-        let name = add.name.escape_ascii().to_string();
-        let address = match self.address_for(book, add.group, &name, add.port) {
+    fn publish(
+        &mut self,
+        now: Instant,
+        netstack: &mut Netstack,
+        (book, away): (&mut AddressBook, &mut Away),
+        add: &ServiceAdd<'_>,
+    ) {
+        self.announced = true;
+        let identity = Identity::of(add);
+        let name = &identity.name;
+        let address = match self.address_for(book, away, &identity, add.port) {
             Ok(address) => address,
             Err(error) => return warn!(service = add.service.0, name, %error, "not mapped"),
         };
@@ -367,7 +448,13 @@ impl Tunnel {
         info!(service = add.service.0, name, %address, "mapped");
         netstack.publish(address.ip(), address.port());
         self.by_address.insert(address, add.service);
-        self.services.push(Service { id: add.service, group: add.group, address, name });
+        self.services.push(Service { id: add.service, address, identity });
+        for flow in away.settle(address) {
+            if let Err(reason) = self.open(flow, address) {
+                debug!(%address, reason, "refused what waited");
+                netstack.refuse(now, flow);
+            }
+        }
     }
 
     fn withdraw(&mut self, netstack: &mut Netstack, id: ServiceId) {
@@ -375,36 +462,37 @@ impl Tunnel {
         let service = self.services.swap_remove(index);
         self.by_address.remove(&service.address);
         netstack.withdraw(service.address.ip(), service.address.port());
-        info!(service = id.0, name = service.name, address = %service.address, "withdrawn");
+        info!(service = id.0, name = service.identity.name, address = %service.address, "withdrawn");
     }
 
-    /// The address of a group is a hash of its name. Two devices of one name would get one address, which is right
-    /// as long as their ports differ; where they do not, the later one is told apart by a number.
+    /// The address it had with the tunnel before, if that is still known. Else: the address of a group is a hash of its
+    /// name. Two devices of one name would get one address, which is right as long as their ports differ; where they do
+    /// not, the later one is told apart by a number.
     fn address_for(
         &self,
         book: &mut AddressBook,
-        group: GroupId,
-        name: &str,
+        away: &Away,
+        identity: &Identity,
         port: u16,
     ) -> Result<SocketAddr, AssignError> {
-        if let Some(sibling) = self.services.iter().find(|service| service.group == group)
-            && self.is_free(SocketAddr::new(sibling.address.ip(), port))
+        if let Some(address) = away.place(identity, port) {
+            return Ok(address);
+        }
+        let is_free = |address| !self.by_address.contains_key(&address) && !away.knows(address);
+        if let Some(sibling) = self.services.iter().find(|service| service.identity.group == identity.group)
+            && is_free(SocketAddr::new(sibling.address.ip(), port))
         {
             return Ok(SocketAddr::new(sibling.address.ip(), port));
         }
-        let mut identity = name.to_owned();
+        let mut numbered = identity.name.clone();
         for number in 2.. {
-            let address = SocketAddr::new(book.assign(&identity)?, port);
-            if self.is_free(address) {
+            let address = SocketAddr::new(book.assign(&numbered)?, port);
+            if is_free(address) {
                 return Ok(address);
             }
-            identity = format!("{name}#{number}");
+            numbered = format!("{}#{number}", identity.name);
         }
         unreachable!("services are bounded, so one of the numbers above is free")
-    }
-
-    fn is_free(&self, address: SocketAddr) -> bool {
-        !self.by_address.contains_key(&address)
     }
 }
 
@@ -432,6 +520,8 @@ fn read_from_guest(netstack: &mut Netstack, now: Instant, flow: FlowId, room: &m
 /// A guest connection and its tunnel socket.
 struct Socket {
     flow: FlowId,
+    /// Where the guest's SYN went to, until the client has answered it.
+    dialing: Option<SocketAddr>,
     /// It is in `Tunnel::ready`.
     scheduled: bool,
     /// Messages, or the last part of one, that the transmit ring had no room for. Bounded by our window.

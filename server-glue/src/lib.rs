@@ -2,6 +2,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
 pub mod address;
+mod away;
 pub mod bridge;
 mod counters;
 mod dhcp;
