@@ -315,10 +315,10 @@ fn recorded(mut tunnels: mpsc::Receiver<TunnelLink>, links: record::Links) -> mp
     // Ends with the proxy, or with the VM's task.
     tokio::spawn(async move {
         while let Some(link) = tunnels.recv().await {
-            let TunnelLink { stream, linked, ended, peer } = link;
+            let TunnelLink { stream, linked, ended, challenged, peer } = link;
             let ends = peer.ends.map(|(client, server)| Ends { client, server });
             let stream = Box::new(links.tap(stream, &linked, Sender::Server, ends));
-            if to_session.send(TunnelLink { stream, linked, ended, peer }).await.is_err() {
+            if to_session.send(TunnelLink { stream, linked, ended, challenged, peer }).await.is_err() {
                 break;
             }
         }

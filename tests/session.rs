@@ -59,6 +59,7 @@ impl Rig {
             stream: Box::new(ours),
             linked: linked(),
             ended: ended.clone(),
+            challenged: Default::default(),
             peer: Peer::named("a user"),
         };
         self.tunnels.send(link).await.unwrap();
@@ -151,6 +152,7 @@ async fn a_user_who_vanishes_resets_the_guest() {
         stream: Box::new(ours),
         linked: linked(),
         ended: Default::default(),
+        challenged: Default::default(),
         peer: Peer::named("x"),
     };
     rig.tunnels.send(link).await.unwrap();
@@ -168,6 +170,7 @@ async fn a_user_who_breaks_the_protocol_loses_the_tunnel_only() {
         stream: Box::new(ours),
         linked: linked(),
         ended: Default::default(),
+        challenged: Default::default(),
         peer: Peer::named("x"),
     };
     rig.tunnels.send(link).await.unwrap();

@@ -4,6 +4,7 @@
 pub mod address;
 mod away;
 pub mod bridge;
+pub mod challenge;
 mod counters;
 mod dhcp;
 mod ethernet;

@@ -36,9 +36,10 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::challenge::Challenged;
 use crate::guard::{Admission, Bounds, Guard};
 use crate::oracle::{self, Verdict};
-use crate::registry::{Registry, Seat};
+use crate::registry::{Home, NoSeat, Present, Registry, Seat};
 use crate::stream::{BoxStream, Chain, ConnectError, Peer, Upstream, farewell, tune};
 use crate::{passage, standalone};
 
@@ -118,6 +119,8 @@ pub struct TunnelLink {
     pub linked: Linked,
     /// Fires when the tunnel must end: its session is over, or it stood alone and a session began.
     pub ended: CancellationToken,
+    /// Where those ask who want its place.
+    pub challenged: Challenged,
     /// Who it is.
     pub peer: Peer,
 }
@@ -329,6 +332,19 @@ pub(crate) struct Trusted {
     shutdown: CancellationToken,
 }
 
+impl Trusted {
+    /// Takes the place of a tunnel that is dead. `None`: it lives.
+    async fn displace(&self, present: &Present, home: Home) -> Option<Seat> {
+        let (peer, holder) = (&self.peer, &present.peer);
+        if present.lives().await {
+            tracing::info!(%peer, holder, "there is a tunnel already, and its client lives");
+            return None;
+        }
+        tracing::info!(%peer, holder, "takes the place of a tunnel that is over");
+        self.inner.registry.seat(home, &peer.name).ok()
+    }
+}
+
 /// How a client's ticket fared with us as the server.
 pub(crate) enum Judged {
     /// To be answered by `permit`, if nothing else speaks against it.
@@ -413,21 +429,30 @@ impl Link {
                 return refuse(stream, machine, LinkError::BadConnectionId).await;
             }
         };
-        let Ok(handover) = self.tunnels.clone().try_reserve_owned() else {
-            tracing::warn!(peer = %self.peer, "the VM's side takes no tunnel now");
+        let tunnels = self.tunnels.clone();
+        let trusted = self.authenticated();
+        let Ok(handover) = tunnels.clone().try_reserve_owned() else {
+            tracing::warn!(peer = %trusted.peer, "the VM's side takes no tunnel now");
             return refuse(stream, machine, LinkError::ChannelNotAvailable).await;
         };
-        let seat = self.inner.registry.seat(home);
+        let seat = match trusted.inner.registry.seat(home.clone(), &trusted.peer.name) {
+            Ok(seat) => Some((seat, handover)),
+            Err(NoSeat::NotAlone) => None,
+            Err(NoSeat::Taken(present)) => {
+                // The place in the queue is for whoever is seated meanwhile.
+                drop(handover);
+                trusted.displace(&present, home).await.zip(tunnels.try_reserve_owned().ok())
+            }
+        };
         machine.permit()?;
         advance(&mut stream, &mut machine).await?;
         let linked = machine.finish()?;
-        let Some(seat) = seat else {
+        let Some((seat, handover)) = seat else {
             // As libspice-server does to the second link of any channel.
             farewell(stream).await;
             return Err(End::Over("there is a tunnel already, which stays"));
         };
-        tracing::info!(peer = %self.peer, session = mess.session_id, "tunnel linked");
-        let trusted = self.authenticated();
+        tracing::info!(peer = %trusted.peer, session = mess.session_id, "tunnel linked");
         let ended = seat.ended().clone();
         let shutdown = trusted.shutdown;
         let both = ended.clone();
@@ -438,8 +463,9 @@ impl Link {
                 () = both.cancelled() => {}
             }
         });
+        let challenged = seat.challenged();
         let stream = Box::new(Seated { stream, _seat: seat, _place: trusted.place, watch });
-        handover.send(TunnelLink { stream, linked, ended, peer: trusted.peer });
+        handover.send(TunnelLink { stream, linked, ended, challenged, peer: trusted.peer });
         Ok(())
     }
 

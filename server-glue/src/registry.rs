@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::challenge::{Challenged, Challenger};
+
 /// Shared by all links of one proxy.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Registry {
@@ -35,6 +37,37 @@ struct Holder {
     number: u64,
     alone: bool,
     ended: CancellationToken,
+    /// For logs.
+    peer: String,
+    challenger: Challenger,
+}
+
+/// Who has the tunnel's place, while another one wants it.
+#[derive(Debug)]
+pub(crate) struct Present {
+    /// For logs.
+    pub(crate) peer: String,
+    ended: CancellationToken,
+    challenger: Challenger,
+}
+
+impl Present {
+    /// Finds out whether the tunnel lives. `false`: it is over, and its place is free.
+    pub(crate) async fn lives(&self) -> bool {
+        tokio::select! {
+            lives = self.challenger.ask() => lives,
+            () = self.ended.cancelled() => false,
+        }
+    }
+}
+
+/// Why a tunnel gets no place.
+#[derive(Debug)]
+pub(crate) enum NoSeat {
+    /// Another one has it.
+    Taken(Present),
+    /// It would stand alone, but a session has begun.
+    NotAlone,
 }
 
 /// Why a tunnel link has no session to belong to.
@@ -102,21 +135,27 @@ impl Registry {
         }
     }
 
-    /// Takes the one tunnel's place; `None` if it is taken by one whose session still lives.
-    pub(crate) fn seat(&self, home: Home) -> Option<Seat> {
+    /// Takes the one tunnel's place for `peer`, unless it is taken by one whose session still lives.
+    pub(crate) fn seat(&self, home: Home, peer: &str) -> Result<Seat, NoSeat> {
         let mut state = self.lock();
-        if state.tunnel.as_ref().is_some_and(|holder| !holder.ended.is_cancelled()) {
-            return None;
+        if let Some(holder) = state.tunnel.as_ref().filter(|holder| !holder.ended.is_cancelled()) {
+            return Err(NoSeat::Taken(Present {
+                peer: holder.peer.clone(),
+                ended: holder.ended.clone(),
+                challenger: holder.challenger.clone(),
+            }));
         }
         // A session may have begun or ended since the caller found its home.
         let (ended, alone) = match home {
             Home::Session(ended) => (ended.child_token(), false),
             Home::Alone if state.live.is_empty() => (CancellationToken::new(), true),
-            Home::Alone => return None,
+            Home::Alone => return Err(NoSeat::NotAlone),
         };
         let number = state.number();
-        state.tunnel = Some(Holder { number, alone, ended: ended.clone() });
-        Some(Seat { registry: self.clone(), number, ended })
+        let (peer, challenger) = (peer.to_owned(), Challenger::default());
+        state.tunnel =
+            Some(Holder { number, alone, ended: ended.clone(), peer, challenger: challenger.clone() });
+        Ok(Seat { registry: self.clone(), number, ended, challenger })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -199,12 +238,18 @@ pub(crate) struct Seat {
     registry: Registry,
     number: u64,
     ended: CancellationToken,
+    challenger: Challenger,
 }
 
 impl Seat {
     /// Fires when the tunnel has to end.
     pub(crate) fn ended(&self) -> &CancellationToken {
         &self.ended
+    }
+
+    /// Where those who want the place ask.
+    pub(crate) fn challenged(&self) -> Challenged {
+        self.challenger.challenged()
     }
 }
 
@@ -214,6 +259,8 @@ impl Drop for Seat {
         if state.tunnel.as_ref().is_some_and(|holder| holder.number == self.number) {
             state.tunnel = None;
         }
+        drop(state);
+        self.challenger.gone();
     }
 }
 
@@ -225,7 +272,7 @@ mod tests {
     fn a_tunnel_ends_with_its_session() {
         let registry = Registry::default();
         let session = registry.begin(7);
-        let seat = registry.seat(registry.home(7, true).unwrap()).unwrap();
+        let seat = registry.seat(registry.home(7, true).unwrap(), "a").unwrap();
         assert!(!seat.ended().is_cancelled());
         drop(session);
         assert!(seat.ended().is_cancelled());
@@ -237,18 +284,37 @@ mod tests {
         let registry = Registry::default();
         let session = registry.begin(7);
         let home = registry.home(7, true).unwrap();
-        let first = registry.seat(home.clone()).unwrap();
-        assert!(registry.seat(home).is_none());
+        let first = registry.seat(home.clone(), "a").unwrap();
+        assert!(matches!(registry.seat(home, "b"), Err(NoSeat::Taken(Present { peer, .. })) if peer == "a"));
         drop(session);
         // The first was told to end, but still tidies up: its successor does not wait for that.
-        let second = registry.seat(registry.home(0, true).unwrap()).unwrap();
+        let second = registry.seat(registry.home(0, true).unwrap(), "b").unwrap();
         drop(first);
         assert!(
-            registry.seat(Home::Alone).is_none(),
+            registry.seat(Home::Alone, "c").is_err(),
             "the first one's goodbye must not free the second one's seat"
         );
         drop(second);
-        assert!(registry.seat(Home::Alone).is_some());
+        assert!(registry.seat(Home::Alone, "c").is_ok());
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_learns_that_the_place_is_free() {
+        let registry = Registry::default();
+        let present = |registry: &Registry| match registry.seat(Home::Alone, "b") {
+            Err(NoSeat::Taken(present)) => present,
+            other => panic!("{other:?}"),
+        };
+        let first = registry.seat(Home::Alone, "a").unwrap();
+        let holder = present(&registry);
+        let (lives, ()) = tokio::join!(holder.lives(), async { drop(first) });
+        assert!(!lives);
+        let second = registry.seat(Home::Alone, "b").unwrap();
+        // Told to end, it needs no challenge.
+        let holder = present(&registry);
+        second.ended().cancel();
+        assert!(!holder.lives().await);
+        assert!(registry.seat(Home::Alone, "c").is_ok());
     }
 
     #[test]
@@ -269,11 +335,11 @@ mod tests {
     #[test]
     fn a_lone_tunnel_ends_when_a_session_begins() {
         let registry = Registry::default();
-        let seat = registry.seat(Home::Alone).unwrap();
+        let seat = registry.seat(Home::Alone, "a").unwrap();
         let session = registry.begin(1);
         assert!(seat.ended().is_cancelled());
-        assert!(registry.seat(Home::Alone).is_none(), "a session lives now");
-        assert!(registry.seat(registry.home(1, true).unwrap()).is_some());
+        assert!(registry.seat(Home::Alone, "c").is_err(), "a session lives now");
+        assert!(registry.seat(registry.home(1, true).unwrap(), "b").is_ok());
         drop(session);
     }
 

@@ -26,7 +26,8 @@ use tracing::{debug, info, warn};
 use tunnel_channel::{Channel, Config, Role, Violation};
 
 use crate::address::{self, AddressBook};
-use crate::bridge::Bridge;
+use crate::bridge::{AwayConfig, Bridge};
+use crate::challenge::{CHALLENGE, Challenged};
 use crate::netstack::Netstack;
 use crate::nic::{Nic, NicEvent};
 use crate::proxy::TunnelLink;
@@ -56,6 +57,8 @@ struct Tunnel {
     peer: Peer,
     /// Its Spice session is over.
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Another one wants its place.
+    challenged: Challenged,
     /// Whole messages are left in the read buffer.
     more: bool,
 }
@@ -66,12 +69,17 @@ struct Woken {
     card: Option<NicEvent>,
     tunnel: Option<Result<(), TunnelEnd>>,
     joining: Option<TunnelLink>,
+    challenge: bool,
     timer: bool,
 }
 
 impl Woken {
     fn is_empty(&self) -> bool {
-        self.card.is_none() && self.tunnel.is_none() && self.joining.is_none() && !self.timer
+        self.card.is_none()
+            && self.tunnel.is_none()
+            && self.joining.is_none()
+            && !self.challenge
+            && !self.timer
     }
 }
 
@@ -128,7 +136,7 @@ enum TunnelEnd {
 
 impl Session {
     /// A session that joins the tunnels from `tunnels`, one at a time, to the guest on `nic`. What `book` learns is kept
-    /// in `lease_file`, if there is one.
+    /// in `lease_file`, if there is one. Between two tunnels the guest sees what [`AwayConfig::default`] says.
     pub fn new(
         nic: Nic,
         netstack: Netstack,
@@ -139,13 +147,19 @@ impl Session {
     ) -> Self {
         Self {
             nic,
-            bridge: Bridge::new(netstack, book),
+            bridge: Bridge::new(netstack, book).while_away(AwayConfig::default()),
             channel_config,
             lease_file,
             tunnels,
             tunnel: None,
             timer: Box::pin(tokio::time::sleep_until(tokio::time::Instant::now())),
         }
+    }
+
+    /// What the guest sees between two tunnels.
+    #[must_use]
+    pub fn while_away(self, config: AwayConfig) -> Self {
+        Self { bridge: self.bridge.while_away(config), ..self }
     }
 
     /// Runs until `shutdown`.
@@ -177,6 +191,7 @@ impl Session {
     async fn say_goodbye(&mut self) {
         let now = Instant::now();
         self.end_tunnel(now, &TunnelEnd::Shutdown);
+        self.bridge.forget(now);
         self.bridge.advance(now);
         while let Some(frame) = self.bridge.poll_guest_frame(now) {
             self.nic.queue(frame);
@@ -206,10 +221,11 @@ impl Session {
             if let Poll::Ready(event) = card.as_mut().poll(cx) {
                 woken.card = Some(event);
             }
-            if let Some(tunnel) = tunnel
-                && let Poll::Ready(outcome) = tunnel.poll(cx, bridge)
-            {
-                woken.tunnel = Some(outcome);
+            if let Some(tunnel) = tunnel {
+                woken.challenge = tunnel.challenged.poll_asked(cx).is_ready();
+                if let Poll::Ready(outcome) = tunnel.poll(cx, bridge) {
+                    woken.tunnel = Some(outcome);
+                }
             }
             if let Poll::Ready(Some(link)) = tunnels.poll_recv(cx) {
                 woken.joining = Some(link);
@@ -239,6 +255,14 @@ impl Session {
         if let Err(end) = outcome {
             self.end_tunnel(now, &end);
         }
+        // What came before the question is no answer to it.
+        if woken.challenge
+            && let Some(tunnel) = &mut self.tunnel
+        {
+            info!(peer = %tunnel.peer, "another tunnel wants its place; asking whether it lives");
+            self.bridge.probe(now, CHALLENGE);
+            tunnel.challenged.probed();
+        }
         if woken.timer
             && let Err(violation) = self.bridge.handle_timeout(now)
         {
@@ -260,12 +284,13 @@ impl Session {
             };
             self.bridge.handle_tunnel_frame(now, frame)?;
             tunnel.link.consume(length);
+            tunnel.challenged.alive();
         }
         Ok(())
     }
 
     fn join(&mut self, now: Instant, tunnel: TunnelLink) {
-        let TunnelLink { stream, linked, ended, peer } = tunnel;
+        let TunnelLink { stream, linked, ended, challenged, peer } = tunnel;
         if self.tunnel.is_some() {
             self.end_tunnel(now, &TunnelEnd::Replaced);
         }
@@ -276,7 +301,8 @@ impl Session {
         self.bridge.attach(now, channel);
         let link = FrameStream::new(stream, linked.header, &linked.leftover);
         // What was read with the link stage may hold messages already.
-        self.tunnel = Some(Tunnel { link, peer, ended: Box::pin(ended.cancelled_owned()), more: true });
+        let ended = Box::pin(ended.cancelled_owned());
+        self.tunnel = Some(Tunnel { link, peer, ended, challenged, more: true });
     }
 
     fn end_tunnel(&mut self, now: Instant, end: &TunnelEnd) {
