@@ -11,6 +11,7 @@ pub mod connect;
 pub mod demo;
 pub mod describe;
 pub mod dump;
+pub mod duration;
 pub mod guest;
 pub mod key_file;
 pub mod open_files;

@@ -1,5 +1,7 @@
 //! `spice-tunnel serve`: beside the VM, in front of its Spice server and behind its extra card.
 
+pub mod presence;
+
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -23,6 +25,7 @@ use tracing::{info, warn};
 
 use crate::password::{self, PasswordFileError};
 use crate::record::{self, Ends, Recording, RotationArgs};
+use presence::{Presence, PresenceArgs};
 
 /// How long the VM's task may take to end its tunnel and remove its socket.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -80,6 +83,9 @@ pub struct ServeArgs {
     /// Most connections of the guest at once
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_CONNECTIONS, value_parser = clap::value_parser!(u16).range(1..))]
     max_connections: u16,
+
+    #[command(flatten)]
+    presence: PresenceArgs,
 
     /// Record what passes the tunnel link, in clear, as pcapng
     #[arg(long, value_name = "FILE")]
@@ -191,6 +197,7 @@ pub async fn run(args: ServeArgs, shutdown: CancellationToken) -> Result<(), Err
         backend,
         companion: !args.no_companion,
         max_connections: args.max_connections,
+        presence: args.presence.into(),
         listeners,
         capture: recorders.links.take(),
         capture_nic: recorders.frames.take(),
@@ -221,6 +228,8 @@ pub struct Parts {
     pub companion: bool,
     /// Most connections of the guest at once.
     pub max_connections: u16,
+    /// What the guest sees while no tunnel is there, and when a tunnel counts as gone.
+    pub presence: Presence,
     /// Where Spice clients connect.
     pub listeners: Vec<TcpListener>,
     /// Records the tunnel's links.
@@ -245,6 +254,7 @@ impl Parts {
             backend,
             companion: true,
             max_connections: DEFAULT_MAX_CONNECTIONS,
+            presence: Presence::default(),
             listeners: vec![listener],
             capture: None,
             capture_nic: None,
@@ -269,11 +279,11 @@ impl Server {
             limits: Limits::default(),
         });
         let (to_session, mut tunnels) = mpsc::channel(1);
-        let channel = tunnel_channel::Config {
+        let channel = parts.presence.channel(tunnel_channel::Config {
             max_sockets: parts.max_connections,
             ..tunnel_channel::Config::default()
-        };
-        let net = NetConfig { max_flows: parts.max_connections.into(), ..parts.net };
+        });
+        let net = parts.presence.net(NetConfig { max_flows: parts.max_connections.into(), ..parts.net });
         if let Some(links) = parts.capture {
             tunnels = recorded(tunnels, links);
         }
@@ -281,7 +291,8 @@ impl Server {
         if let Some(frames) = parts.capture_nic {
             nic.tap(move |way, frame| frames.note(way, frame));
         }
-        let session = Session::new(nic, Netstack::new(net), parts.book, parts.lease_file, channel, tunnels);
+        let session = Session::new(nic, Netstack::new(net), parts.book, parts.lease_file, channel, tunnels)
+            .while_away(parts.presence.away);
         let session = tokio::spawn(session.run(shutdown.clone()));
         let mut serving = JoinSet::new();
         for listener in parts.listeners {
