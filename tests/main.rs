@@ -17,6 +17,7 @@ mod record;
 mod replay;
 mod replay_netstack;
 mod session;
+mod tls;
 mod traffic;
 mod viewers;
 mod vm;

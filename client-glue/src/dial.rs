@@ -220,7 +220,7 @@ async fn dial(resolver: Arc<Resolver>, wanted: Wanted, patience: Duration) -> Re
 
 /// The first connection that comes about. An address gets a head start of [`STAGGER`] before the next, less when it
 /// fails earlier.
-async fn connect_any(addresses: Vec<SocketAddr>) -> Result<Dialled, Refusal> {
+pub(crate) async fn connect_any(addresses: Vec<SocketAddr>) -> Result<Dialled, Refusal> {
     let mut left = addresses.into_iter();
     let mut attempts = JoinSet::new();
     let mut failure = Refusal::Broken { problem: "there was no address".to_owned() };

@@ -1,21 +1,23 @@
 //! Where a Spice server is, how it is reached, and how a tunnel is linked there.
+//!
+//! With a TLS port known, links go over TLS, and never in any other way: neither a server that does not answer nor one
+//! that answers in clear makes this module try without. Nothing is sent before the server has proved who it is.
+
+mod failure;
+mod http;
+mod reach;
 
 use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use spice_proto::handshake::{ClientLink, Deadlines, HandshakeError, Linked, Step};
-use spice_proto::io::IoError;
-use spice_proto::link::{ChannelType, CommonCaps, LinkError, LinkFault, LinkVersion};
+use spice_proto::handshake::{ClientLink, Deadlines, Linked};
+use spice_proto::link::{ChannelType, CommonCaps, LinkVersion};
 use spice_proto::ticket::Password;
-use spice_proto::tls::{Connector, TlsError, Trust};
+use spice_proto::tls::{Roots, Trust};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
 
-/// How long the server's host may take to answer a connect.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+pub use failure::{LinkFailure, ProxyFailure, Stage};
 
 /// Where a Spice server is, and how it is told from others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +57,21 @@ pub struct HttpProxy {
     pub user: Option<(String, String)>,
 }
 
+impl HttpProxy {
+    /// One that asks nobody who they are.
+    pub fn new(host: impl Into<String>, port: u16) -> Self {
+        Self { host: host.into(), port, user: None }
+    }
+}
+
+/// Without user and password.
+impl fmt::Display for HttpProxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("http://")?;
+        authority(f, &self.host, self.port)
+    }
+}
+
 impl fmt::Debug for HttpProxy {
     /// Without the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -78,6 +95,13 @@ impl fmt::Debug for Credentials {
     /// Without the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+impl Default for Credentials {
+    /// For a server that asks for none.
+    fn default() -> Self {
+        Self::ticket(Password::empty())
     }
 }
 
@@ -118,84 +142,39 @@ impl fmt::Debug for TunnelLink {
     }
 }
 
-/// Why there is no tunnel.
-#[derive(Debug, thiserror::Error)]
-pub enum LinkFailure {
-    /// Nobody there.
-    #[error("cannot connect to {server}")]
-    Connect {
-        /// The server.
-        server: String,
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// No TLS, or not with the right one.
-    #[error("{server} cannot be trusted")]
-    Tls {
-        /// The server.
-        server: String,
-        /// What is wrong.
-        source: TlsError,
-    },
-    /// Something else than a Spice server.
-    #[error("{server} is not a Spice server")]
-    NotSpice {
-        /// The server.
-        server: String,
-        /// What is wrong with its answer.
-        source: LinkFault,
-    },
-    /// A Spice server without a tunnel closes without a word.
-    #[error("{server} offers no tunnel channel; is `spice-tunnel serve` in front of it?")]
-    NoTunnel {
-        /// The server.
-        server: String,
-    },
-    /// Wrong or expired ticket.
-    #[error("{server} does not accept the password: {}", if *given { "it is wrong, or has expired" } else { "none was given; use --password-file" })]
-    WrongPassword {
-        /// The server.
-        server: String,
-        /// A password was given.
-        given: bool,
-    },
-    /// The server knows no session that we could join.
-    #[error(
-        "{server} takes no tunnel beside a viewer: companions are turned off there, or there are several sessions"
-    )]
-    NoCompanion {
-        /// The server.
-        server: String,
-    },
-    /// Not now.
-    #[error("{server} cannot take a tunnel now; is the Spice server behind it running?")]
-    NotNow {
-        /// The server.
-        server: String,
-    },
-    /// TLS only.
-    #[error("{server} wants TLS for the tunnel: give its TLS port, as in spice+tls://HOST:PORT")]
-    NeedsTls {
-        /// The server.
-        server: String,
-    },
-    /// Anything else in the link stage.
-    #[error("cannot link the tunnel channel of {server}")]
-    Link {
-        /// The server.
-        server: String,
-        /// What happened.
-        source: IoError,
-    },
-}
-
 impl SpiceServer {
+    /// One that is reached without TLS.
+    pub fn plain(host: impl Into<String>, port: u16) -> Self {
+        let place = Place::Tcp { host: host.into(), port: Some(port), tls_port: None };
+        Self { place, trust: Trust::default(), proxy: None }
+    }
+
+    /// One that is reached over TLS, and must be the one that `trust` describes.
+    pub fn tls(host: impl Into<String>, tls_port: u16, trust: Trust) -> Self {
+        let place = Place::Tcp { host: host.into(), port: None, tls_port: Some(tls_port) };
+        Self { place, trust, proxy: None }
+    }
+
+    /// One on this machine.
+    pub fn unix(path: impl Into<PathBuf>) -> Self {
+        Self { place: Place::Unix(path.into()), trust: Trust::default(), proxy: None }
+    }
+
+    /// The same, through a proxy. It does not see more of what goes over TLS than anybody else on the way.
+    #[must_use]
+    pub fn through(mut self, proxy: HttpProxy) -> Self {
+        self.proxy = Some(proxy);
+        self
+    }
+
     /// Connects and links the tunnel channel: of the session with this id, or with 0 as a companion.
     ///
-    /// Not cancel safe in that a dropped attempt closes the connection; nothing else is left of it.
+    /// Takes 10 s at most to connect, with the proxy and TLS, and 30 s at most to link.
+    ///
+    /// Cancel safe in that a dropped attempt closes the connection; nothing else is left of it.
     ///
     /// # Errors
-    /// [`LinkFailure`]
+    /// [`LinkFailure`]; see [`LinkFailure::is_final`].
     pub async fn link(&self, session_id: u32, credentials: &Credentials) -> Result<TunnelLink, LinkFailure> {
         let (mut stream, ends, secure) = self.connect().await?;
         let asked = ClientLink {
@@ -209,49 +188,16 @@ impl SpiceServer {
         let password = &credentials.password;
         match spice_proto::io::connect(&mut stream, asked, password, Deadlines::default()).await {
             Ok(linked) => Ok(TunnelLink { stream, linked, ends, secure }),
-            Err(error) => Err(explain(self.to_string(), *password != Password::empty(), error)),
+            Err(error) => {
+                drop(stream);
+                Err(failure::explain(self, *password != Password::empty(), error).await)
+            }
         }
     }
 
     /// Whether links go over TLS.
     pub fn is_secure(&self) -> bool {
         matches!(self.place, Place::Tcp { tls_port: Some(_), .. })
-    }
-
-    async fn connect(&self) -> Result<(BoxStream, Option<(SocketAddr, SocketAddr)>, bool), LinkFailure> {
-        let failed = |source| LinkFailure::Connect { server: self.to_string(), source };
-        let connecting = async {
-            match &self.place {
-                Place::Unix(path) => {
-                    let stream = UnixStream::connect(path).await.map_err(failed)?;
-                    Ok((Box::new(stream) as BoxStream, None, false))
-                }
-                Place::Tcp { host, port, tls_port } => {
-                    let Some(port) = tls_port.or(*port) else {
-                        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "no port is known")));
-                    };
-                    if self.proxy.is_some() {
-                        return Err(failed(io::ErrorKind::Unsupported.into()));
-                    }
-                    let stream = TcpStream::connect((host.as_str(), port)).await.map_err(failed)?;
-                    if let Err(error) = stream.set_nodelay(true) {
-                        tracing::debug!(%error, "the link's socket could not be set to send at once");
-                    }
-                    let ends = stream.local_addr().ok().zip(stream.peer_addr().ok());
-                    if tls_port.is_none() {
-                        return Ok((Box::new(stream) as BoxStream, ends, false));
-                    }
-                    let failed = |source| LinkFailure::Tls { server: self.to_string(), source };
-                    let connector = Connector::new(&self.trust).map_err(failed)?;
-                    let stream = connector.connect(host, stream).await.map_err(failed)?;
-                    Ok((Box::new(stream) as BoxStream, ends, true))
-                }
-            }
-        };
-        match tokio::time::timeout(CONNECT_DEADLINE, connecting).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(failed(io::Error::new(io::ErrorKind::TimedOut, "no answer within 10 s"))),
-        }
     }
 }
 
@@ -261,41 +207,22 @@ impl fmt::Display for SpiceServer {
         match &self.place {
             Place::Unix(path) => write!(f, "spice+unix://{}", path.display()),
             Place::Tcp { host, port, tls_port } => {
-                let scheme = if tls_port.is_some() { "spice+tls" } else { "spice" };
-                let port = tls_port.or(*port).unwrap_or_default();
-                if host.contains(':') {
-                    write!(f, "{scheme}://[{host}]:{port}")
-                } else {
-                    write!(f, "{scheme}://{host}:{port}")
-                }
+                f.write_str(if tls_port.is_some() { "spice+tls://" } else { "spice://" })?;
+                authority(f, host, tls_port.or(*port).unwrap_or_default())
             }
         }
     }
 }
 
-/// What a failed link stage means to a user.
-fn explain(server: String, given: bool, error: IoError) -> LinkFailure {
-    match error {
-        IoError::Handshake(HandshakeError::Closed(Step::ReplyHeader)) => LinkFailure::NoTunnel { server },
-        // A close with something of ours still unread shows as a reset.
-        IoError::Io(source) if source.kind() == io::ErrorKind::ConnectionReset => {
-            LinkFailure::NoTunnel { server }
-        }
-        IoError::Handshake(HandshakeError::Refused(LinkError::PermissionDenied)) => {
-            LinkFailure::WrongPassword { server, given }
-        }
-        IoError::Handshake(HandshakeError::Refused(LinkError::BadConnectionId)) => {
-            LinkFailure::NoCompanion { server }
-        }
-        IoError::Handshake(HandshakeError::Refused(LinkError::ChannelNotAvailable)) => {
-            LinkFailure::NotNow { server }
-        }
-        IoError::Handshake(HandshakeError::Refused(LinkError::NeedSecured)) => {
-            LinkFailure::NeedsTls { server }
-        }
-        IoError::Handshake(HandshakeError::BadServer(source)) => LinkFailure::NotSpice { server, source },
-        source @ (IoError::Handshake(_) | IoError::Io(_) | IoError::Seal(_)) => {
-            LinkFailure::Link { server, source }
-        }
-    }
+/// `HOST:PORT`, with brackets where they are due.
+fn authority(f: &mut impl fmt::Write, host: &str, port: u16) -> fmt::Result {
+    if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+}
+
+/// Whom viewers believe where nobody says otherwise: the authorities in `~/.spicec/spice_truststore.pem`, if there is such
+/// a file, and else the system's.
+pub fn default_roots() -> Roots {
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+    let file = home.map(|home| PathBuf::from(home).join(".spicec/spice_truststore.pem"));
+    file.filter(|file| file.is_file()).map_or(Roots::System, Roots::File)
 }

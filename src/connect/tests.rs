@@ -205,6 +205,8 @@ async fn a_first_failure_ends_it_and_says_why() {
             let wanted = if leave_unread { 10 } else { 16 + 18 + 8 };
             stream.read_exact(&mut vec![0; wanted]).await.unwrap();
         }
+        // After a reset it is asked whether it speaks TLS.
+        drop(listener.accept().await.unwrap());
         let (mut stream, _) = listener.accept().await.unwrap();
         stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
         stream
