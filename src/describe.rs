@@ -216,6 +216,7 @@ impl Display for TunnelServer<'_> {
             ServerMessage::SocketFin { socket }
             | ServerMessage::SocketClose { socket }
             | ServerMessage::SocketClosedAck { socket } => write!(f, "socket {}", socket.0),
+            ServerMessage::ProbeAck { id } => write!(f, "id {id}"),
         }
     }
 }
@@ -238,6 +239,7 @@ impl Display for TunnelClient<'_> {
                 write!(f, "  \"{}\"", Escaped(add.description))
             }
             ClientMessage::ServiceRemove { service } => write!(f, "service {}", service.0),
+            ClientMessage::Probe { id } => write!(f, "id {id}"),
             ClientMessage::SocketData { socket, payload } => {
                 write!(f, "socket {}  {} bytes", socket.0, payload.len())
             }

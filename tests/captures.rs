@@ -94,8 +94,12 @@ fn socket(message: &Message<'_>) -> Option<u16> {
             | ClientMessage::SocketToken { socket, .. }
             | ClientMessage::SocketReset { socket },
         ) => socket,
-        Body::TunnelServer(ServerMessage::Init { .. } | ServerMessage::ServiceIpMap { .. })
-        | Body::TunnelClient(ClientMessage::ServiceAdd(_) | ClientMessage::ServiceRemove { .. })
+        Body::TunnelServer(
+            ServerMessage::Init { .. } | ServerMessage::ServiceIpMap { .. } | ServerMessage::ProbeAck { .. },
+        )
+        | Body::TunnelClient(
+            ClientMessage::ServiceAdd(_) | ClientMessage::ServiceRemove { .. } | ClientMessage::Probe { .. },
+        )
         | Body::BaseServer(_)
         | Body::BaseClient(_)
         | Body::MainServer(_)

@@ -44,6 +44,7 @@ local SERVER_MESSAGES = {
     [106] = "socket_data",
     [107] = "socket_closed_ack",
     [108] = "socket_token",
+    [109] = "probe_ack",
 }
 
 local CLIENT_MESSAGES = {
@@ -63,6 +64,7 @@ local CLIENT_MESSAGES = {
     [108] = "socket_data",
     [109] = "socket_token",
     [110] = "socket_reset",
+    [111] = "probe",
 }
 
 local CHANNELS = {
@@ -91,6 +93,7 @@ local TUNNEL_CAPS = {
     [0] = "EXTENDED",
     [1] = "RESET",
     [2] = "SERVICE_REMOVE",
+    [3] = "PROBE",
 }
 
 local LINK_CODES = {
@@ -493,6 +496,7 @@ local SERVER_BODIES = {
     socket_data = socket_data,
     socket_closed_ack = numbers("socket", 2),
     socket_token = numbers("socket", 2, "tokens", 4),
+    probe_ack = numbers("probe", 4),
 }
 
 local CLIENT_BODIES = {
@@ -512,6 +516,7 @@ local CLIENT_BODIES = {
     socket_data = socket_data,
     socket_token = numbers("socket", 2, "tokens", 4),
     socket_reset = numbers("socket", 2),
+    probe = numbers("probe", 4),
 }
 
 local SIDES = {

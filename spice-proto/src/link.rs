@@ -476,6 +476,8 @@ bitflags! {
         const RESET = 1 << 1;
         /// The server implements SERVICE_REMOVE, for which historical servers drop the channel.
         const SERVICE_REMOVE = 1 << 2;
+        /// The client may send PROBE (111), which the server answers by PROBE_ACK (109) at once.
+        const PROBE = 1 << 3;
         /// Bits of a later version are kept, not lost.
         const _ = !0;
     }
@@ -483,7 +485,7 @@ bitflags! {
 
 impl TunnelCaps {
     /// All that this code implements.
-    pub const OURS: Self = Self::EXTENDED.union(Self::RESET).union(Self::SERVICE_REMOVE);
+    pub const OURS: Self = Self::EXTENDED.union(Self::RESET).union(Self::SERVICE_REMOVE).union(Self::PROBE);
 
     /// From the first channel word; a missing word reads as zero.
     pub fn from_words(words: &[u32]) -> Self {

@@ -98,6 +98,11 @@ pub enum ServerMessage<'a> {
         /// How many SOCKET_DATA more the client may send.
         tokens: u32,
     },
+    /// 109 PROBE_ACK, an extension: answers PROBE, and all that came before it.
+    ProbeAck {
+        /// The probe's.
+        id: u32,
+    },
 }
 
 /// Message from the client (the services' side).
@@ -156,6 +161,11 @@ pub enum ClientMessage<'a> {
     SocketReset {
         /// The socket.
         socket: SocketId,
+    },
+    /// 111 PROBE, an extension: is the server there? Only between peers that both have the tunnel capability for it.
+    Probe {
+        /// A number for the answer.
+        id: u32,
     },
 }
 
@@ -219,10 +229,11 @@ impl<'a> ServerMessage<'a> {
                 (socket_id, rest).map(|(socket, payload)| Self::SocketData { socket, payload }).parse(input)
             }
             SERVER_CLOSED_ACK => socket_id.map(|socket| Self::SocketClosedAck { socket }).parse(input),
-            // SERVER_TOKEN, the last number that has a name.
-            _ => {
+            SERVER_TOKEN => {
                 (socket_id, le_u32).map(|(socket, tokens)| Self::SocketToken { socket, tokens }).parse(input)
             }
+            // PROBE_ACK, the last number that has a name.
+            _ => le_u32.map(|id| Self::ProbeAck { id }).parse(input),
         })
         .map(Some)
     }
@@ -238,6 +249,7 @@ impl<'a> ServerMessage<'a> {
             Self::SocketData { .. } => SERVER_DATA,
             Self::SocketClosedAck { .. } => SERVER_CLOSED_ACK,
             Self::SocketToken { .. } => SERVER_TOKEN,
+            Self::ProbeAck { .. } => PROBE_ACK,
         }
     }
 
@@ -249,6 +261,7 @@ impl<'a> ServerMessage<'a> {
             Self::SocketOpen { .. } => U16 + U32 + U32,
             Self::SocketData { payload, .. } => U16.saturating_add(payload.len()),
             Self::SocketToken { .. } => U16 + U32,
+            Self::ProbeAck { .. } => U32,
             Self::SocketFin { .. } | Self::SocketClose { .. } | Self::SocketClosedAck { .. } => U16,
         }
     }
@@ -280,10 +293,11 @@ impl<'a> ServerMessage<'a> {
                 socket.write(out);
                 put_u32(out, tokens);
             }
+            Self::ProbeAck { id } => put_u32(out, id),
         }
     }
 
-    /// `spice.proto`'s name of the message, in lower case.
+    /// `spice.proto`'s name of the message, in lower case; `probe_ack` for ours.
     pub fn name(&self) -> &'static str {
         Self::name_of(self.kind()).unwrap_or_default()
     }
@@ -299,6 +313,7 @@ impl<'a> ServerMessage<'a> {
             SERVER_DATA => "socket_data",
             SERVER_CLOSED_ACK => "socket_closed_ack",
             SERVER_TOKEN => "socket_token",
+            PROBE_ACK => "probe_ack",
             _ => return None,
         })
     }
@@ -329,8 +344,9 @@ impl<'a> ClientMessage<'a> {
             CLIENT_TOKEN => {
                 (socket_id, le_u32).map(|(socket, tokens)| Self::SocketToken { socket, tokens }).parse(input)
             }
-            // SOCKET_RESET, the last number that has a name.
-            _ => socket_id.map(|socket| Self::SocketReset { socket }).parse(input),
+            SOCKET_RESET => socket_id.map(|socket| Self::SocketReset { socket }).parse(input),
+            // PROBE, the last number that has a name.
+            _ => le_u32.map(|id| Self::Probe { id }).parse(input),
         })
         .map(Some)
     }
@@ -348,6 +364,7 @@ impl<'a> ClientMessage<'a> {
             Self::SocketData { .. } => CLIENT_DATA,
             Self::SocketToken { .. } => CLIENT_TOKEN,
             Self::SocketReset { .. } => SOCKET_RESET,
+            Self::Probe { .. } => PROBE,
         }
     }
 
@@ -359,7 +376,7 @@ impl<'a> ClientMessage<'a> {
                 let description = text(add.description).len() + NUL;
                 add.fixed_len(layout) + name + description
             }
-            Self::ServiceRemove { .. } => U32,
+            Self::ServiceRemove { .. } | Self::Probe { .. } => U32,
             Self::SocketOpenAck { .. } | Self::SocketToken { .. } => U16 + U32,
             Self::SocketData { payload, .. } => U16.saturating_add(payload.len()),
             Self::SocketOpenNack { .. }
@@ -376,6 +393,7 @@ impl<'a> ClientMessage<'a> {
         match *self {
             Self::ServiceAdd(ref add) => add.write(layout, out),
             Self::ServiceRemove { service } => put_u32(out, service.0),
+            Self::Probe { id } => put_u32(out, id),
             Self::SocketOpenAck { socket, tokens } | Self::SocketToken { socket, tokens } => {
                 socket.write(out);
                 put_u32(out, tokens);
@@ -392,7 +410,7 @@ impl<'a> ClientMessage<'a> {
         }
     }
 
-    /// `spice.proto`'s name of the message, in lower case; `socket_reset` for ours.
+    /// `spice.proto`'s name of the message, in lower case; `socket_reset` and `probe` for ours.
     pub fn name(&self) -> &'static str {
         Self::name_of(self.kind()).unwrap_or_default()
     }
@@ -410,6 +428,7 @@ impl<'a> ClientMessage<'a> {
             CLIENT_DATA => "socket_data",
             CLIENT_TOKEN => "socket_token",
             SOCKET_RESET => "socket_reset",
+            PROBE => "probe",
             _ => return None,
         })
     }
@@ -546,6 +565,7 @@ const SOCKET_CLOSE: u16 = 105;
 const SERVER_DATA: u16 = 106;
 const SERVER_CLOSED_ACK: u16 = 107;
 const SERVER_TOKEN: u16 = 108;
+const PROBE_ACK: u16 = 109;
 
 /// Numbers of the client's messages.
 const SERVICE_ADD: u16 = 101;
@@ -558,6 +578,7 @@ const CLIENT_CLOSED_ACK: u16 = 107;
 const CLIENT_DATA: u16 = 108;
 const CLIENT_TOKEN: u16 = 109;
 const SOCKET_RESET: u16 = 110;
+const PROBE: u16 = 111;
 
 const GENERIC: u16 = 1;
 const IPP: u16 = 2;

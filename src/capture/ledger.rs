@@ -87,7 +87,9 @@ impl<'a> Said<'a> {
     pub fn socket(&self) -> Option<SocketId> {
         match *self {
             Said::Server(message) => match message {
-                ServerMessage::Init { .. } | ServerMessage::ServiceIpMap { .. } => None,
+                ServerMessage::Init { .. }
+                | ServerMessage::ServiceIpMap { .. }
+                | ServerMessage::ProbeAck { .. } => None,
                 ServerMessage::SocketOpen { socket, .. }
                 | ServerMessage::SocketFin { socket }
                 | ServerMessage::SocketClose { socket }
@@ -96,7 +98,9 @@ impl<'a> Said<'a> {
                 | ServerMessage::SocketToken { socket, .. } => Some(socket),
             },
             Said::Client(message) => match message {
-                ClientMessage::ServiceAdd(_) | ClientMessage::ServiceRemove { .. } => None,
+                ClientMessage::ServiceAdd(_)
+                | ClientMessage::ServiceRemove { .. }
+                | ClientMessage::Probe { .. } => None,
                 ClientMessage::SocketOpenAck { socket, .. }
                 | ClientMessage::SocketOpenNack { socket }
                 | ClientMessage::SocketFin { socket }
@@ -235,6 +239,7 @@ impl Ledger {
         match *message {
             ClientMessage::ServiceAdd(ref add) => self.note_service(time, add),
             ClientMessage::ServiceRemove { service } => self.note_removal(time, service),
+            ClientMessage::Probe { .. } => Noted::default(),
             ClientMessage::SocketOpenAck { socket, tokens } => {
                 self.renew(time, socket);
                 self.note(said, socket, |connection| connection.accepted(time, tokens))
@@ -347,6 +352,7 @@ impl Ledger {
         let said = Told { time, from: Sender::Server, name: message.name() };
         match *message {
             ServerMessage::Init { max_sockets, max_data } => self.note_init(max_sockets, max_data),
+            ServerMessage::ProbeAck { .. } => Noted::default(),
             ServerMessage::ServiceIpMap { service, address } => self.note_address(time, service, address),
             ServerMessage::SocketOpen { socket, service, tokens } => {
                 self.note_open(time, socket, service, tokens)

@@ -186,6 +186,7 @@ impl<M: SerializeMap> Put<'_, M> {
             ServerMessage::SocketFin { socket }
             | ServerMessage::SocketClose { socket }
             | ServerMessage::SocketClosedAck { socket } => self.put("connection_id", &socket.0),
+            ServerMessage::ProbeAck { id } => self.put("id", id),
         }
     }
 
@@ -193,6 +194,7 @@ impl<M: SerializeMap> Put<'_, M> {
         match body {
             ClientMessage::ServiceAdd(add) => self.service_add(add),
             ClientMessage::ServiceRemove { service } => self.put("id", &service.0),
+            ClientMessage::Probe { id } => self.put("id", id),
             ClientMessage::SocketOpenAck { socket, tokens } => {
                 self.put("connection_id", &socket.0)?;
                 self.put("tokens", tokens)

@@ -150,8 +150,8 @@ impl Driver {
         }
         self.tick(time, from);
         let word = match &message.body {
-            Body::TunnelServer(message) => Some(Word::from(message)),
-            Body::TunnelClient(message) => Some(Word::from(message)),
+            Body::TunnelServer(message) => Word::of_server(message),
+            Body::TunnelClient(message) => Word::of_client(message),
             // The hole was reported before.
             Body::Incomplete => return,
             Body::BaseServer(_)
@@ -177,7 +177,7 @@ impl Driver {
                     ),
                     "it never does",
                 ),
-                // The channel answers PING and SET_ACK by itself, and no connection depends on it.
+                // The channel answers PING, PROBE and SET_ACK by itself, and no connection depends on it.
                 None => {}
             }
         } else {
@@ -415,12 +415,16 @@ impl Driver {
     }
 
     fn create(&mut self, init: Option<(u16, u32)>) {
+        let config = Config::default();
+        let caps = TunnelCaps::from_words(&self.terms.channel_caps);
         let mut config = Config {
             // The captured client does not answer a PING that it never got.
             ping_interval: None,
+            // Nor does the captured server answer a PROBE. Its PINGs may be far apart, where the client asked by itself.
+            dead_after: if caps.contains(TunnelCaps::PROBE) { Duration::MAX } else { config.dead_after },
             // The owner delivers when tokens show it, which is later than it was.
             memory_budget: usize::MAX / 4,
-            ..Config::default()
+            ..config
         };
         if let Some((max_sockets, max_data)) = init {
             config.max_sockets = max_sockets;
@@ -429,7 +433,6 @@ impl Driver {
         if let Some(Handicap::Window(window)) = self.handicap {
             config.window = window;
         }
-        let caps = TunnelCaps::from_words(&self.terms.channel_caps);
         let now = self.now();
         self.channel = Some(Channel::new(self.role, self.terms.header, self.terms.layout, caps, config, now));
         self.drain();

@@ -43,9 +43,11 @@ pub(super) enum Said<'a> {
     ClosedAck,
 }
 
-impl<'a> From<&ServerMessage<'a>> for Word<'a> {
-    fn from(message: &ServerMessage<'a>) -> Self {
-        match *message {
+impl<'a> Word<'a> {
+    /// What the server says, if it matters to any connection.
+    pub(super) fn of_server(message: &ServerMessage<'a>) -> Option<Self> {
+        Some(match *message {
+            ServerMessage::ProbeAck { .. } => return None,
             ServerMessage::Init { max_sockets, max_data } => Word::Init { max_sockets, max_data },
             ServerMessage::ServiceIpMap { service, address } => Word::Map { service, address },
             ServerMessage::SocketOpen { socket, service, tokens } => {
@@ -56,13 +58,13 @@ impl<'a> From<&ServerMessage<'a>> for Word<'a> {
             ServerMessage::SocketData { socket, payload } => Word::Socket(socket, Said::Data(payload)),
             ServerMessage::SocketClosedAck { socket } => Word::Socket(socket, Said::ClosedAck),
             ServerMessage::SocketToken { socket, tokens } => Word::Socket(socket, Said::Token(tokens)),
-        }
+        })
     }
-}
 
-impl<'a> From<&ClientMessage<'a>> for Word<'a> {
-    fn from(message: &ClientMessage<'a>) -> Self {
-        match *message {
+    /// What the client says, if it matters to any connection.
+    pub(super) fn of_client(message: &ClientMessage<'a>) -> Option<Self> {
+        Some(match *message {
+            ClientMessage::Probe { .. } => return None,
             ClientMessage::ServiceAdd(add) => Word::Add(add),
             ClientMessage::ServiceRemove { service } => Word::Remove(service),
             ClientMessage::SocketOpenAck { socket, tokens } => Word::Socket(socket, Said::Accept { tokens }),
@@ -73,7 +75,7 @@ impl<'a> From<&ClientMessage<'a>> for Word<'a> {
             ClientMessage::SocketData { socket, payload } => Word::Socket(socket, Said::Data(payload)),
             ClientMessage::SocketToken { socket, tokens } => Word::Socket(socket, Said::Token(tokens)),
             ClientMessage::SocketReset { socket } => Word::Socket(socket, Said::Reset),
-        }
+        })
     }
 }
 

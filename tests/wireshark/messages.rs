@@ -209,6 +209,7 @@ fn server_bodies() -> Vec<(u16, Vec<u8>)> {
         ServerMessage::SocketData { socket, payload: b"payload" },
         ServerMessage::SocketClosedAck { socket },
         ServerMessage::SocketToken { socket, tokens },
+        ServerMessage::ProbeAck { id: 9 },
     ];
     let body = |write: &dyn Fn(&mut Vec<u8>)| {
         let mut body = Vec::new();
@@ -247,6 +248,7 @@ fn client_bodies(layout: Layout) -> Vec<(u16, Vec<u8>)> {
         ClientMessage::SocketData { socket, payload: b"payload" },
         ClientMessage::SocketToken { socket, tokens },
         ClientMessage::SocketReset { socket },
+        ClientMessage::Probe { id: 9 },
     ];
     let body = |write: &dyn Fn(&mut Vec<u8>)| {
         let mut body = Vec::new();

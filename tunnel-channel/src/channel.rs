@@ -29,7 +29,7 @@ use spice_proto::tunnel::{
 
 use crate::config::{Config, MAX_DATA_LIMIT, Role, Terms};
 use crate::event::{AddError, Event, MapError, NewService, OpenError, Violation};
-use crate::liveness::{Acks, Liveness, Ping, TimeoutReason};
+use crate::liveness::{Acks, Liveness, Ping, Silence, TimeoutReason};
 use crate::outgoing::Outgoing;
 use crate::service::{Directory, ServiceFault};
 use crate::socket::{Fate, Illegal, Socket, Step, Tell};
@@ -63,6 +63,8 @@ pub struct Channel {
     /// Services that the client announced; at the client, those that it has not removed.
     pub(crate) directory: Directory,
     pub(crate) liveness: Liveness,
+    /// The last question of the peer, not answered yet since too much waits to be sent.
+    pub(crate) owed: Option<Ping>,
     /// Of the last message that was queued.
     pub(crate) serial: u64,
     pub(crate) outgoing: Outgoing,
@@ -148,7 +150,11 @@ impl Channel {
             Role::Client => (
                 Side::Client { next_service: 0, acks: Acks::Never },
                 Phase::AwaitingInit,
-                Liveness::client(now, terms.has(TunnelCaps::EXTENDED), dead_after),
+                if terms.has(TunnelCaps::PROBE) {
+                    Liveness::asking(now, dead_after)
+                } else {
+                    Liveness::listening(now, terms.has(TunnelCaps::EXTENDED), dead_after)
+                },
             ),
         };
         let mut channel = Channel {
@@ -160,6 +166,7 @@ impl Channel {
             backlog: Backlog::default(),
             directory: Directory::default(),
             liveness,
+            owed: None,
             serial: 0,
             outgoing: Outgoing::default(),
             body: Vec::new(),
@@ -238,7 +245,7 @@ impl Channel {
         self.backlog.bytes
     }
 
-    /// Round trip of the last PING; a server's only.
+    /// Round trip of the last PING, or of a client's last PROBE.
     pub fn rtt(&self) -> Option<Duration> {
         self.liveness.rtt()
     }
@@ -412,6 +419,7 @@ impl Channel {
     /// The first `n` of [`Channel::outgoing`] were written to the link.
     pub fn sent(&mut self, n: usize) {
         self.outgoing.consume(n);
+        self.answer_owed();
     }
 
     /// When [`Channel::handle_timeout`] wants to be called, and why.
@@ -422,8 +430,20 @@ impl Channel {
         }
     }
 
-    /// Asks the peer for a sign of life now, and gives it up if nothing at all has come within this time.
-    pub fn probe(&mut self, _now: Instant, _within: Duration) {}
+    /// Asks the peer for a sign of life now: if nothing at all has come from it within this time, it is dead. Of
+    /// several probes that wait, the one counts that is over first.
+    ///
+    /// Gives whether the peer could be asked: a server can ask any client, a client only a server with
+    /// [`TunnelCaps::PROBE`]. Where not, there is no effect.
+    pub fn probe(&mut self, now: Instant, within: Duration) -> bool {
+        if self.has_ended() || !self.liveness.can_ask() {
+            return false;
+        }
+        if let Some(question) = self.liveness.probe(now, within) {
+            self.ask(question);
+        }
+        true
+    }
 
     /// The time has come, or not; calling too early has no effect.
     ///
@@ -436,13 +456,13 @@ impl Channel {
         }
         match self.liveness.handle_timeout(now) {
             Ok(None) => Ok(()),
-            Ok(Some(Ping { id, timestamp })) => {
-                self.say_base_server(&BaseServerMessage::Ping { id, timestamp, padding: &[] });
+            Ok(Some(question)) => {
+                self.ask(question);
                 Ok(())
             }
-            Err(_silence) => {
+            Err(Silence { after }) => {
                 self.end();
-                Err(Violation::Silent { after: self.liveness.dead_after() })
+                Err(Violation::Silent { after })
             }
         }
     }
@@ -510,6 +530,7 @@ impl Channel {
     /// The channel is over: nothing more is said, and no sockets are left.
     pub(crate) fn end(&mut self) {
         self.phase = Phase::Ended;
+        self.owed = None;
         self.table.clear();
         self.backlog = Backlog::default();
     }

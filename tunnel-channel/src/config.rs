@@ -34,9 +34,10 @@ pub struct Config {
     /// dead client goes unnoticed. Without meaning for a client.
     pub ping_interval: Option<Duration>,
     /// Silence after which the peer is given up. Server: after a PING, nothing at all was received for this long.
-    /// Client: nothing was received for this long; so it must be well above the server's `ping_interval`, and it
-    /// holds only for servers with [`TunnelCaps::EXTENDED`], since older ones send nothing when idle. A length beyond
-    /// what `Instant` can hold means for ever.
+    /// Client: nothing was received for this long, though the server was asked after a third of it. That needs
+    /// [`TunnelCaps::PROBE`]; a server that has only [`TunnelCaps::EXTENDED`] is relied on to send PINGs, and given at
+    /// least 35 s; older ones send nothing when idle and are never given up. A length beyond what `Instant` can hold
+    /// means for ever.
     pub dead_after: Duration,
     /// Bytes received and not yet delivered, over all sockets, above which no credit is returned, except a token at
     /// a time for a socket that waits for nothing else. A DATA message that would go beyond twice this resets its

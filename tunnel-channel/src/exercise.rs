@@ -39,7 +39,7 @@ pub fn exercise_bytes(bytes: &[u8]) {
         ..Config::default()
     };
     let setup = Setup {
-        caps: TunnelCaps::from_bits_retain(u32::from(kind & 7)),
+        caps: TunnelCaps::from_bits_retain(u32::from(kind & 7) | u32::from(window >> 7) << 3),
         layout: if data % 8 == 7 { Layout::A } else { Layout::B },
         header: if kind & 8 == 0 { HeaderForm::Mini } else { HeaderForm::Full },
         server: small,
@@ -150,6 +150,7 @@ impl World {
             }
             14 if amount % 8 == 0 => self.add_service(),
             14 if amount % 8 == 1 => self.remove_service(which),
+            14 if amount % 8 == 2 => self.probe(role),
             14 => self.misuse(role, SocketId(u16::from(which) % 24), choice >> 1),
             _ => self.carry_all(usize::from(amount) + 1),
         }
@@ -175,6 +176,13 @@ impl World {
             let service = self.owners.services.remove(at);
             self.pair.client.remove_service(service);
         }
+    }
+
+    fn probe(&mut self, role: Role) {
+        let now = self.pair.now;
+        let asked = self.pair.end(role).probe(now, Duration::MAX);
+        let can = role == Role::Server || self.pair.client.terms.has(TunnelCaps::PROBE);
+        assert_eq!(asked, can);
     }
 
     fn open(&mut self, which: u8) {

@@ -33,7 +33,7 @@ impl Channel {
         self.liveness.on_message(now);
         let heard = match self.role() {
             Role::Server => self.hear_client(now, frame),
-            Role::Client => self.hear_server(frame),
+            Role::Client => self.hear_server(now, frame),
         };
         let queued = self.outgoing_len();
         let heard = match heard {
@@ -55,7 +55,7 @@ impl Channel {
         }
         match BaseClientMessage::parse(frame.kind, frame.body)? {
             Some(BaseClientMessage::Pong { id, timestamp }) => {
-                self.liveness.on_pong(now, Ping { id, timestamp });
+                self.liveness.on_answer(now, id, Some(timestamp));
                 Ok(None)
             }
             Some(BaseClientMessage::Disconnecting(Disconnecting { reason, .. })) => {
@@ -105,12 +105,19 @@ impl Channel {
                 self.on_step(socket, name, Socket::on_reset)
             }
             ClientMessage::SocketClosedAck { socket } => self.on_closed_ack(socket, name),
+            ClientMessage::Probe { id } => {
+                if !self.terms.has(TunnelCaps::PROBE) {
+                    return Err(Violation::NotNegotiated { message: name });
+                }
+                self.answer(Ping { id, timestamp: 0 });
+                Ok(None)
+            }
         }
     }
 
     // ---- client ----
 
-    fn hear_server<'a>(&mut self, frame: Frame<'a>) -> Heard<'a> {
+    fn hear_server<'a>(&mut self, now: Instant, frame: Frame<'a>) -> Heard<'a> {
         if let Side::Client { acks, .. } = &mut self.side
             && acks.count()
         {
@@ -120,7 +127,7 @@ impl Channel {
             return Err(Violation::SubMessages { kind: frame.kind });
         }
         if let Some(message) = ServerMessage::parse(frame.kind, frame.body)? {
-            return self.tunnel_from_server(message);
+            return self.tunnel_from_server(now, message);
         }
         match BaseServerMessage::parse(frame.kind, frame.body) {
             Ok(Some(message)) => self.base_from_server(frame.kind, message),
@@ -141,7 +148,7 @@ impl Channel {
     fn base_from_server<'a>(&mut self, kind: u16, message: BaseServerMessage<'a>) -> Heard<'a> {
         match message {
             BaseServerMessage::Ping { id, timestamp, padding: _ } => {
-                self.say_base_client(&BaseClientMessage::Pong { id, timestamp });
+                self.answer(Ping { id, timestamp });
                 Ok(None)
             }
             BaseServerMessage::SetAck { generation, window } => {
@@ -175,9 +182,14 @@ impl Channel {
         }
     }
 
-    fn tunnel_from_server<'a>(&mut self, message: ServerMessage<'a>) -> Heard<'a> {
+    fn tunnel_from_server<'a>(&mut self, now: Instant, message: ServerMessage<'a>) -> Heard<'a> {
         let name = message.name();
         match (self.phase, message) {
+            // Before INIT too: the client may have asked already. Where it did not, it is without effect.
+            (Phase::AwaitingInit | Phase::Ready { .. }, ServerMessage::ProbeAck { id }) => {
+                self.liveness.on_answer(now, id, None);
+                Ok(None)
+            }
             (Phase::AwaitingInit, ServerMessage::Init { max_sockets, max_data }) => {
                 if !(1..=MAX_DATA_LIMIT).contains(&max_data) {
                     return Err(Violation::InitData { got: max_data, limit: MAX_DATA_LIMIT });

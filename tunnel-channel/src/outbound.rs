@@ -8,6 +8,7 @@ use spice_proto::tunnel::{ClientMessage, ServerMessage, SocketId};
 use crate::channel::{Channel, Side};
 use crate::config::Role;
 use crate::credit::Announce;
+use crate::liveness::Ping;
 use crate::socket::Say;
 
 impl Channel {
@@ -97,6 +98,34 @@ impl Channel {
                 };
                 self.say_client(message);
             }
+        }
+    }
+
+    /// Asks the peer whether it is there.
+    pub(crate) fn ask(&mut self, Ping { id, timestamp }: Ping) {
+        match self.side {
+            Side::Server { .. } => {
+                self.say_base_server(&BaseServerMessage::Ping { id, timestamp, padding: &[] });
+            }
+            Side::Client { .. } => self.say_client(ClientMessage::Probe { id }),
+        }
+    }
+
+    /// Answers the peer's PING or PROBE. To a peer that asks faster than it reads, only the last question counts.
+    pub(crate) fn answer(&mut self, question: Ping) {
+        self.owed = Some(question);
+        self.answer_owed();
+    }
+
+    /// Answers what was asked while too much waited to be sent.
+    pub(crate) fn answer_owed(&mut self) {
+        if self.outgoing_len() > self.outgoing_high_water().saturating_mul(2) {
+            return;
+        }
+        let Some(Ping { id, timestamp }) = self.owed.take() else { return };
+        match self.side {
+            Side::Server { .. } => self.say_server(ServerMessage::ProbeAck { id }),
+            Side::Client { .. } => self.say_base_client(&BaseClientMessage::Pong { id, timestamp }),
         }
     }
 

@@ -238,6 +238,7 @@ fn describe_server(line: &mut String, message: &ServerMessage<'_>) {
         ServerMessage::SocketFin { socket }
         | ServerMessage::SocketClose { socket }
         | ServerMessage::SocketClosedAck { socket } => write!(line, "S {name} {}", socket.0),
+        ServerMessage::ProbeAck { .. } => write!(line, "S {name}"),
     }
     .expect("strings take everything");
 }
@@ -258,6 +259,7 @@ fn describe_client(line: &mut String, message: &ClientMessage<'_>) {
         | ClientMessage::SocketClosed { socket }
         | ClientMessage::SocketClosedAck { socket }
         | ClientMessage::SocketReset { socket } => write!(line, "C {name} {}", socket.0),
+        ClientMessage::Probe { .. } => write!(line, "C {name}"),
     }
     .expect("strings take everything");
 }

@@ -121,15 +121,15 @@ async fn a_flood_of_opens_is_bounded() {
 async fn a_server_that_does_not_read_its_answers_is_cut_off() {
     let mut server = hostile(TunnelConfig::default());
     server.say(&[INIT]).await;
-    // Pings of 12 bytes, whose answers nobody fetches.
-    let mut pings = Vec::new();
+    // SET_ACK, each to be answered, and nobody fetches the answers.
+    let mut questions = Vec::new();
     for _ in 0..4096 {
-        pings.extend_from_slice(&[4, 0, 12, 0, 0, 0]);
-        pings.extend_from_slice(&[0; 12]);
+        questions.extend_from_slice(&[3, 0, 8, 0, 0, 0]);
+        questions.extend_from_slice(&[0; 8]);
     }
     let flood = async {
         loop {
-            if server.stream.write_all(&pings).await.is_err() {
+            if server.stream.write_all(&questions).await.is_err() {
                 break;
             }
         }

@@ -48,6 +48,7 @@ fn server_messages_are_laid_out_as_the_reference_says() {
         (106, "0201", M::SocketData { socket: SOCKET, payload: b"" }),
         (107, "0201", M::SocketClosedAck { socket: SOCKET }),
         (108, "0201 ffffffff", M::SocketToken { socket: SOCKET, tokens: u32::MAX }),
+        (109, "04030201", M::ProbeAck { id: 0x0102_0304 }),
     ];
     for (kind, bytes, message) in cases {
         let bytes = hex(bytes);
@@ -74,6 +75,7 @@ fn client_messages_are_laid_out_as_the_reference_says() {
         (108, "0201 616263", M::SocketData { socket: SOCKET, payload: b"abc" }),
         (109, "0201 14000000", M::SocketToken { socket: SOCKET, tokens: 20 }),
         (110, "0201", M::SocketReset { socket: SOCKET }),
+        (111, "04030201", M::Probe { id: 0x0102_0304 }),
     ];
     for layout in [Layout::A, Layout::B] {
         for (kind, bytes, message) in cases {
@@ -125,20 +127,21 @@ fn service_add_is_as_the_original_marshaller_wrote_it() {
 
 #[test]
 fn other_numbers_are_no_messages_of_the_tunnel() {
-    for kind in (0..=100).chain([111, 4096, u16::MAX]) {
+    for kind in (0..=100).chain([112, 4096, u16::MAX]) {
         assert_eq!(server(kind, b"whatever"), Ok(None));
         assert_eq!(client(Layout::B, kind, b"whatever"), Ok(None));
         assert_eq!(ServerMessage::name_of(kind), None);
     }
-    assert_eq!(server(109, b"12"), Ok(None));
     assert_eq!(server(110, b"12"), Ok(None));
+    assert_eq!(server(111, b"12"), Ok(None));
 }
 
 /// Every length but the right one is refused, among them zero and those of the C structs (layout C, wire reference 6.1).
 #[test]
 fn bodies_of_another_length_are_refused() {
-    let fixed_of_server = [(101, 6), (103, 10), (104, 2), (105, 2), (107, 2), (108, 6)];
-    let fixed_of_client = [(102, 4), (103, 6), (104, 2), (105, 2), (106, 2), (107, 2), (109, 6), (110, 2)];
+    let fixed_of_server = [(101, 6), (103, 10), (104, 2), (105, 2), (107, 2), (108, 6), (109, 4)];
+    let fixed_of_client =
+        [(102, 4), (103, 6), (104, 2), (105, 2), (106, 2), (107, 2), (109, 6), (110, 2), (111, 4)];
     let zeros = [0; 40];
     for length in 0..zeros.len() {
         let body = &zeros[..length];
@@ -372,6 +375,7 @@ proptest! {
             ServerMessage::SocketData { socket, payload: &v.payload },
             ServerMessage::SocketClosedAck { socket },
             ServerMessage::SocketToken { socket, tokens },
+            ServerMessage::ProbeAck { id: tokens },
         ];
         for message in messages {
             let mut out = b"before".to_vec();
@@ -397,6 +401,7 @@ proptest! {
             ClientMessage::SocketData { socket, payload: &v.payload },
             ClientMessage::SocketToken { socket, tokens },
             ClientMessage::SocketReset { socket },
+            ClientMessage::Probe { id: tokens },
         ];
         for layout in [Layout::A, Layout::B] {
             for message in messages {

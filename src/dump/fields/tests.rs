@@ -80,6 +80,7 @@ fn tunnel_messages() {
             (ServerMessage::SocketData { socket, payload: b"abc" }, json!({"connection_id": 7, "bytes": 3})),
             (ServerMessage::SocketClosedAck { socket }, json!({"connection_id": 7})),
             (ServerMessage::SocketToken { socket, tokens: 4 }, json!({"connection_id": 7, "num_tokens": 4})),
+            (ServerMessage::ProbeAck { id: 9 }, json!({"id": 9})),
         ]
         .map(|(message, fields)| (Body::TunnelServer(message), fields)),
     );
@@ -114,6 +115,7 @@ fn tunnel_messages() {
             (ClientMessage::SocketData { socket, payload: b"" }, json!({"connection_id": 7, "bytes": 0})),
             (ClientMessage::SocketToken { socket, tokens: 4 }, json!({"connection_id": 7, "num_tokens": 4})),
             (ClientMessage::SocketReset { socket }, json!({"connection_id": 7})),
+            (ClientMessage::Probe { id: 9 }, json!({"id": 9})),
         ]
         .map(|(message, fields)| (Body::TunnelClient(message), fields)),
     );

@@ -156,12 +156,12 @@ impl Driver {
     fn says(&mut self, frame: &Frame<'_>) {
         let parsed = match self.role {
             Role::Server => ServerMessage::parse(frame.kind, frame.body)
-                .map(|message| message.map(|message| (Word::from(&message), message.name()))),
+                .map(|message| message.map(|message| (Word::of_server(&message), message.name()))),
             Role::Client => ClientMessage::parse(self.terms.layout, frame.kind, frame.body)
-                .map(|message| message.map(|message| (Word::from(&message), message.name()))),
+                .map(|message| message.map(|message| (Word::of_client(&message), message.name()))),
         };
         let (word, name) = match parsed {
-            Ok(Some((word, name))) => (Some(word), Some(name)),
+            Ok(Some((word, name))) => (word, Some(name)),
             Ok(None) => (None, None),
             Err(error) => {
                 self.different(

@@ -87,8 +87,16 @@ impl Script {
         }
         match &item.what {
             What::Message(message) => match &message.body {
-                Body::TunnelServer(message) => self.word(&Word::from(message), false),
-                Body::TunnelClient(message) => self.word(&Word::from(message), true),
+                Body::TunnelServer(message) => {
+                    if let Some(word) = Word::of_server(message) {
+                        self.word(&word, false);
+                    }
+                }
+                Body::TunnelClient(message) => {
+                    if let Some(word) = Word::of_client(message) {
+                        self.word(&word, true);
+                    }
+                }
                 Body::BaseServer(_)
                 | Body::BaseClient(_)
                 | Body::MainServer(_)

@@ -214,7 +214,9 @@ impl Stage<'_> {
         }
         let Some(tunnel) = &mut self.tunnel else { return };
         let id = match *message {
-            ServerMessage::Init { .. } | ServerMessage::SocketToken { .. } => return,
+            ServerMessage::Init { .. }
+            | ServerMessage::SocketToken { .. }
+            | ServerMessage::ProbeAck { .. } => return,
             ServerMessage::ServiceIpMap { service, address } => {
                 if let (Some(service), IpInfo::V4(address)) = (tunnel.services.get_mut(&service), address) {
                     service.captured = Some(address);
@@ -239,7 +241,8 @@ impl Stage<'_> {
             ServerMessage::Init { .. }
             | ServerMessage::ServiceIpMap { .. }
             | ServerMessage::SocketOpen { .. }
-            | ServerMessage::SocketToken { .. } => {}
+            | ServerMessage::SocketToken { .. }
+            | ServerMessage::ProbeAck { .. } => {}
         }
         self.captured_touched(id);
     }
@@ -357,6 +360,7 @@ impl Stage<'_> {
                 }
                 return self.hear_client(message.head.kind, message.bytes);
             }
+            ClientMessage::Probe { .. } => return self.hear_client(message.head.kind, message.bytes),
             ClientMessage::SocketOpenAck { socket, tokens } => (socket, Say::OpenAck(tokens)),
             ClientMessage::SocketOpenNack { socket } => (socket, Say::OpenNack),
             ClientMessage::SocketFin { socket } => (socket, Say::Fin),
@@ -408,7 +412,7 @@ impl Stage<'_> {
         let connecting = self.connecting();
         let Some(tunnel) = &mut self.tunnel else { return };
         let id = match *message {
-            ServerMessage::Init { .. } => return,
+            ServerMessage::Init { .. } | ServerMessage::ProbeAck { .. } => return,
             ServerMessage::ServiceIpMap { service, address } => {
                 if let (Some(service), IpInfo::V4(address)) = (tunnel.services.get_mut(&service), address) {
                     service.today = Some(address);
@@ -446,7 +450,8 @@ impl Stage<'_> {
                 ServerMessage::SocketToken { tokens, .. } => socket.today_token(tokens),
                 ServerMessage::Init { .. }
                 | ServerMessage::ServiceIpMap { .. }
-                | ServerMessage::SocketOpen { .. } => {}
+                | ServerMessage::SocketOpen { .. }
+                | ServerMessage::ProbeAck { .. } => {}
             }
         }
         self.ready_sockets.extend(number);
@@ -466,7 +471,8 @@ impl Stage<'_> {
             | ServerMessage::SocketOpen { .. }
             | ServerMessage::SocketData { .. }
             | ServerMessage::SocketFin { .. }
-            | ServerMessage::SocketToken { .. } => {}
+            | ServerMessage::SocketToken { .. }
+            | ServerMessage::ProbeAck { .. } => {}
         }
     }
 

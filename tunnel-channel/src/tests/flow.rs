@@ -279,8 +279,9 @@ fn pings_measure_the_way_and_keep_the_channel_alive() {
         dead_after: Duration::from_secs(30),
         ..Config::default()
     };
-    let setup =
-        Setup { server: config, client: config, latency: Duration::from_millis(40), ..Setup::default() };
+    let client = Config { dead_after: Duration::from_secs(40), ..config };
+    let latency = Duration::from_millis(40);
+    let setup = Setup { server: config, client, latency, caps: TunnelCaps::EXTENDED, ..Setup::default() };
     let mut pair = open(&setup, 1);
     assert_eq!(pair.server.rtt(), None);
     for _ in 0..20 {
@@ -293,7 +294,8 @@ fn pings_measure_the_way_and_keep_the_channel_alive() {
     // The link breaks: each side finds out by itself.
     let died = pair.now;
     let silent = Err(Violation::Silent { after: Duration::from_secs(30) });
-    assert_eq!(pair.client.handle_timeout(died + Duration::from_secs(30)), silent.clone());
+    let later = Err(Violation::Silent { after: Duration::from_secs(40) });
+    assert_eq!(pair.client.handle_timeout(died + Duration::from_secs(40)), later);
     assert!(pair.client.has_ended());
     assert_eq!(pair.client.handle_timeout(died + Duration::from_secs(60)), Ok(()));
     let (at, _) = pair.server.poll_timeout().unwrap();
@@ -302,6 +304,54 @@ fn pings_measure_the_way_and_keep_the_channel_alive() {
     assert_eq!((dead - at, reason), (Duration::from_secs(30), TimeoutReason::Silence));
     assert_eq!(pair.server.handle_timeout(dead), silent);
     assert_eq!((pair.server.sockets(), pair.client.sockets()), (0, 0));
+}
+
+#[test]
+fn a_client_asks_by_itself_where_the_server_answers() {
+    let config = Config { ping_interval: None, dead_after: Duration::from_secs(15), ..Config::default() };
+    let latency = Duration::from_millis(40);
+    let mut pair = open(&Setup { server: config, client: config, latency, ..Setup::default() }, 1);
+    for _ in 0..3 {
+        pair.advance(Duration::from_secs(5)).unwrap();
+        assert_eq!(settle(&mut pair).0, ["C probe", "S probe_ack"]);
+    }
+    assert_eq!(pair.client.rtt(), Some(Duration::from_millis(80)));
+    // At once, and from either side.
+    let within = Duration::from_secs(3);
+    assert!(pair.client.probe(pair.now, within));
+    assert!(pair.client.probe(pair.now, within), "it was asked");
+    assert_eq!(settle(&mut pair).0, ["C probe", "S probe_ack"]);
+    assert!(pair.server.probe(pair.now, within));
+    assert_eq!(settle(&mut pair).0, ["S ping", "C pong"]);
+    pair.advance(within).unwrap();
+    assert!(pair.client.is_ready() && !pair.server.has_ended());
+    // The link breaks.
+    settle(&mut pair);
+    for end in [&mut pair.client, &mut pair.server] {
+        assert!(end.probe(pair.now, within));
+        assert_eq!(end.handle_timeout(pair.now + within / 2), Ok(()));
+        assert_eq!(end.handle_timeout(pair.now + within), Err(Violation::Silent { after: within }));
+        assert!(!end.probe(pair.now, within), "it has ended");
+    }
+}
+
+#[test]
+fn a_client_may_ask_before_init() {
+    let setup = Setup { latency: Duration::from_secs(20), ..Setup::default() };
+    let mut pair = crate::pair::Pair::new(&setup);
+    assert!(pair.client.probe(pair.now, Duration::from_secs(60)));
+    settle(&mut pair);
+    assert!(pair.client.is_ready() && pair.client.rtt() == Some(Duration::from_secs(40)));
+}
+
+#[test]
+fn an_old_server_cannot_be_asked() {
+    for caps in [TunnelCaps::empty(), TunnelCaps::EXTENDED] {
+        let mut pair = open(&Setup { caps, ..Setup::default() }, 0);
+        let before = pair.client.poll_timeout();
+        assert!(!pair.client.probe(pair.now, Duration::from_secs(3)));
+        assert_eq!((pair.client.poll_timeout(), pair.client.outgoing_len()), (before, 0));
+    }
 }
 
 #[test]

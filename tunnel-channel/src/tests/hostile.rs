@@ -154,13 +154,13 @@ pub(super) fn every_server_message(socket: SocketId) -> Vec<ServerMessage<'stati
 
 #[test]
 fn unknown_messages() {
-    for kind in (7..=100).chain(111..=130).chain([0, 1000, u16::MAX]) {
+    for kind in (7..=100).chain(112..=130).chain([0, 1000, u16::MAX]) {
         let heard = hear(&mut open_server(TunnelCaps::OURS, 1), kind, b"x");
         assert_eq!(heard, Fatal(Violation::UnknownMessage { kind }));
     }
     // A server may be newer than we are.
     let mut client = open_client(TunnelCaps::OURS, 1);
-    for kind in (9..=100).chain(109..=130).chain([0, 1000, u16::MAX]) {
+    for kind in (9..=100).chain(110..=130).chain([0, 1000, u16::MAX]) {
         assert_eq!(hear(&mut client, kind, b"x"), Nothing);
     }
     assert_eq!(said(&mut client), [""; 0]);
@@ -175,9 +175,9 @@ fn a_peer_that_asks_and_does_not_read_is_cut_off() {
     }
     assert!(client.is_congested());
     let mut body = Vec::new();
-    BaseServerMessage::Ping { id: 1, timestamp: 1, padding: &[] }.write_body(&mut body);
+    BaseServerMessage::SetAck { generation: 1, window: 0 }.write_body(&mut body);
     for _ in 0..2_000_000 {
-        match client.handle_frame(Instant::now(), frame(4, &body)) {
+        match client.handle_frame(Instant::now(), frame(3, &body)) {
             Ok(None) => {}
             Err(Violation::NotReading { queued, limit }) => {
                 assert!(queued < limit + 100 && limit < 32 << 20);
@@ -187,6 +187,43 @@ fn a_peer_that_asks_and_does_not_read_is_cut_off() {
         }
     }
     panic!("{} bytes are queued", client.outgoing_len());
+}
+
+#[test]
+fn questions_faster_than_their_answers_are_read_are_answered_once() {
+    let mut client = client(TunnelCaps::OURS);
+    let mut server = open_server(TunnelCaps::OURS, 1);
+    said(&mut server);
+    let most = 2 * client.outgoing_high_water() + 100;
+    for id in 0..100_000 {
+        let ping = BaseServerMessage::Ping { id, timestamp: 7, padding: &[] };
+        let mut body = Vec::new();
+        ping.write_body(&mut body);
+        assert_eq!(client.handle_frame(Instant::now(), frame(ping.kind(), &body)), Ok(None));
+        let probe = ClientMessage::Probe { id };
+        assert_eq!(server.handle_frame(Instant::now(), frame(probe.kind(), &id.to_le_bytes())), Ok(None));
+        assert!(client.outgoing_len() <= most && server.outgoing_len() <= most);
+    }
+    // The last one is answered as soon as there is room, and only it.
+    for channel in [&mut client, &mut server] {
+        let before = channel.outgoing_len();
+        assert!(before > most / 2);
+        channel.sent(before);
+        let last = channel.outgoing().to_vec();
+        assert_eq!(last.get(6..10), Some(&99_999u32.to_le_bytes()[..]), "{last:?}");
+        channel.sent(last.len());
+        assert_eq!(channel.outgoing_len(), 0);
+    }
+}
+
+#[test]
+fn a_probe_that_was_not_negotiated() {
+    for caps in [TunnelCaps::EXTENDED, TunnelCaps::empty()] {
+        let heard = hear(&mut open_server(caps, 1), 111, &[0; 4]);
+        assert_eq!(heard, Fatal(Violation::NotNegotiated { message: "probe" }));
+        let mut client = open_client(caps, 1);
+        assert_eq!((hear(&mut client, 109, &[0; 4]), client.rtt()), (Nothing, None));
+    }
 }
 
 #[test]

@@ -123,6 +123,7 @@ proptest! {
                     ClientMessage::SocketClosedAck { socket },
                     ClientMessage::SocketOpenAck { socket, tokens: 2 },
                     ClientMessage::SocketData { socket, payload: b"some" },
+                    ClientMessage::Probe { id: u32::from(more) },
                 ];
                 let message = messages[usize::from(kind) % messages.len()];
                 let mut body = Vec::new();
@@ -168,6 +169,7 @@ proptest! {
                     ServerMessage::SocketClosedAck { socket },
                     ServerMessage::ServiceIpMap { service: ServiceId(u32::from(more % 2)), address: IpInfo::Invalid },
                     ServerMessage::SocketData { socket, payload: b"some" },
+                    ServerMessage::ProbeAck { id: u32::from(more) },
                 ];
                 let message = messages[usize::from(kind) % messages.len()];
                 let mut body = Vec::new();

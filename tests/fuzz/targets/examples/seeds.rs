@@ -334,6 +334,7 @@ fn bodies() -> Vec<(u8, u16, &'static str, Vec<u8>)> {
         ServerMessage::SocketData { socket, payload: b"data" },
         ServerMessage::SocketClosedAck { socket },
         ServerMessage::SocketToken { socket, tokens: 20 },
+        ServerMessage::ProbeAck { id: 5 },
     ] {
         let mut body = Vec::new();
         message.write_body(&mut body);
@@ -359,6 +360,7 @@ fn bodies() -> Vec<(u8, u16, &'static str, Vec<u8>)> {
             ClientMessage::SocketData { socket, payload: b"data" },
             ClientMessage::SocketToken { socket, tokens: 20 },
             ClientMessage::SocketReset { socket },
+            ClientMessage::Probe { id: 5 },
         ] {
             let mut body = Vec::new();
             message.write_body(layout, &mut body);

@@ -62,7 +62,7 @@ impl World {
         let role = if choice & 1 == 0 { Role::Server } else { Role::Client };
         let header = if choice & 2 == 0 { HeaderForm::Mini } else { HeaderForm::Full };
         let layout = if choice & 4 == 0 { Layout::B } else { Layout::A };
-        let caps = TunnelCaps::from_bits_retain(u32::from(choice >> 3 & 7));
+        let caps = TunnelCaps::from_bits_retain(u32::from(choice >> 3 & 15));
         let max_data = u32::from(input.byte()) + 1;
         let window = u32::from(input.byte() % 70) + 1;
         let budget = usize::from(input.byte()) * 64 + 1;
@@ -194,9 +194,15 @@ impl World {
             }
             _ => {
                 let n = usize::from(input.byte()).min(self.channel.outgoing_len());
-                if input.byte() == 0xff {
-                    self.channel.disconnect(0);
-                    self.sockets.clear();
+                match input.byte() {
+                    0xff => {
+                        self.channel.disconnect(0);
+                        self.sockets.clear();
+                    }
+                    0xfe => {
+                        self.channel.probe(self.now, Duration::from_millis(500));
+                    }
+                    _ => {}
                 }
                 // Whole messages are looked at where the buffer is emptied.
                 if n == self.channel.outgoing_len() || n > 64 {
@@ -229,6 +235,7 @@ impl World {
             7 => ClientMessage::SocketClosed { socket },
             8 => ClientMessage::SocketClosedAck { socket },
             9 => ClientMessage::SocketReset { socket },
+            12 if choice & 16 != 0 => ClientMessage::Probe { id: number },
             10 | 11 => ClientMessage::SocketToken { socket, tokens: number },
             _ => ClientMessage::SocketData { socket, payload: &payload[..usize::from(choice) * 2] },
         };
@@ -267,6 +274,7 @@ impl World {
             7 => ServerMessage::SocketClose { socket },
             8 => ServerMessage::SocketClosedAck { socket },
             9 | 10 => ServerMessage::SocketToken { socket, tokens: number },
+            11 if choice & 16 != 0 => ServerMessage::ProbeAck { id: u32::from(which) },
             _ => ServerMessage::SocketData { socket, payload: &payload[..usize::from(choice) * 2] },
         };
         let mut body = Vec::new();
@@ -417,6 +425,7 @@ impl World {
             ServerMessage::SocketFin { socket }
             | ServerMessage::SocketClose { socket }
             | ServerMessage::SocketClosedAck { socket } => self.in_range(*socket),
+            ServerMessage::ProbeAck { .. } => assert!(self.caps.contains(TunnelCaps::PROBE)),
         }
     }
 
@@ -438,6 +447,7 @@ impl World {
             | ClientMessage::SocketFin { socket }
             | ClientMessage::SocketClosed { socket }
             | ClientMessage::SocketClosedAck { socket } => self.in_range(*socket),
+            ClientMessage::Probe { .. } => assert!(self.caps.contains(TunnelCaps::PROBE)),
         }
     }
 
