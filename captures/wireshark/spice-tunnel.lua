@@ -190,6 +190,7 @@ field("description", ProtoField.string, "Description")
 field("address_type", ProtoField.uint16, "Address type", base.DEC, ADDRESS_TYPES)
 field("address", ProtoField.ipv4, "Address")
 field("socket", ProtoField.uint16, "Socket", base.DEC)
+field("probe", ProtoField.uint32, "Probe", base.DEC)
 field("tokens", ProtoField.uint32, "Tokens", base.DEC)
 field("payload", ProtoField.bytes, "Payload")
 
@@ -340,6 +341,7 @@ local SHOWN = {
     generation = "generation %.0f",
     window = "window %.0f",
     ping_id = "id %.0f",
+    probe = "id %.0f",
     reason = "reason %.0f",
 }
 
