@@ -13,6 +13,7 @@ pub mod describe;
 pub mod dump;
 pub mod duration;
 pub mod guest;
+pub mod inherited;
 pub mod key_file;
 pub mod open_files;
 pub mod password;

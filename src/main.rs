@@ -9,7 +9,13 @@ use spice_tunnel::{connect, demo, dump, replay, serve, shutdown};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let mut cli = Cli::parse();
+    // Before anything opens a descriptor.
+    if let Command::Serve(args) = &mut cli.command
+        && let Err(error) = args.take_inherited()
+    {
+        return failed(&error);
+    }
     tracing_subscriber::fmt()
         .with_env_filter(
             EnvFilter::try_from_default_env()

@@ -1,6 +1,10 @@
 //! `spice-tunnel serve`: beside the VM, in front of its Spice server and behind its extra card.
 
+mod certificate;
+mod entrance;
+mod manager;
 pub mod presence;
+mod upstream;
 
 use std::io;
 use std::net::IpAddr;
@@ -10,19 +14,25 @@ use std::time::Duration;
 
 use clap::Args;
 use server_glue::address::{AddressBook, LoadError, Subnet, SubnetError};
+use server_glue::listen::Listener;
 use server_glue::netstack::{NetConfig, NetConfigError, Netstack};
-use server_glue::nic::{Nic, NicError, NicSpec};
+use server_glue::nic::Nic;
 use server_glue::proxy::{Backend, Limits, Proxy, ProxyConfig, TunnelLink, TunnelPolicy};
 use server_glue::session::Session;
-use server_glue::stream::Target;
 use spice_proto::names::Sender;
 use spice_proto::ticket::Password;
+use spice_proto::tls::TlsError;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::certificate::Certificate;
+pub use self::entrance::{CardError, ListenError};
+use self::entrance::{CardPlace, EntranceArgs};
+use self::upstream::UpstreamArgs;
+use crate::inherited::{Inherited, InheritedError};
 use crate::password::{self, PasswordFileError};
 use crate::record::{self, Ends, Recording, RotationArgs};
 use presence::{Presence, PresenceArgs};
@@ -36,11 +46,13 @@ const DEFAULT_MAX_CONNECTIONS: u16 = 16_384;
 
 /// What `serve` is told.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = include_str!("serve/examples.txt"))]
 pub struct ServeArgs {
-    /// The Spice server to stand in front of: HOST:PORT or unix:PATH
-    #[arg(long, value_name = "HOST:PORT|unix:PATH", required_unless_present = "standalone")]
-    upstream: Option<Target>,
+    #[command(flatten, next_help_heading = "The Spice server behind it")]
+    upstream: UpstreamArgs,
+
+    #[command(flatten, next_help_heading = "Where Spice clients connect")]
+    entrance: EntranceArgs,
 
     /// No Spice server: offer a session with nothing but the tunnel
     #[arg(long, conflicts_with = "upstream")]
@@ -50,14 +62,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE", requires = "standalone")]
     password_file: Option<PathBuf>,
 
-    /// Where Spice clients connect. Can be given many times
-    #[arg(long, value_name = "HOST:PORT", required = true)]
-    listen: Vec<String>,
-
     /// The VM's extra card: connect:PATH where QEMU listens (-netdev stream,server=on), listen:PATH where QEMU connects
-    /// (server=off)
+    /// (server=off), fd:N for a stream socket that was passed to this program, connected or listening
     #[arg(long, value_name = "SPEC")]
-    nic: NicSpec,
+    nic: CardPlace,
 
     /// The virtual network. Its first address is ours, the next are for guests, the rest for what users share
     #[arg(long, value_name = "ADDRESS/PREFIX", default_value = "198.18.0.0/16")]
@@ -97,15 +105,22 @@ pub struct ServeArgs {
 
     #[command(flatten)]
     rotation: RotationArgs,
+
+    /// Sockets that were passed to the process.
+    #[arg(skip)]
+    inherited: Inherited,
 }
 
-const EXAMPLES: &str = "\
-Example, with QEMU started as
-  qemu-system-x86_64 … -spice unix=on,addr=/run/vm1/spice.sock,…
-      -netdev stream,id=tun0,server=on,addr.type=unix,addr.path=/run/vm1/nic.sock -device virtio-net-pci,netdev=tun0
-in front of it:
-  spice-tunnel serve --upstream unix:/run/vm1/spice.sock --listen 0.0.0.0:5900 --nic connect:/run/vm1/nic.sock
-Viewers connect to port 5900 as before, and `spice-tunnel connect` beside them.";
+impl ServeArgs {
+    /// Claims the sockets that were passed to the process. To be called first of all; see [`Inherited::take`].
+    ///
+    /// # Errors
+    /// One that the arguments name was not passed.
+    pub fn take_inherited(&mut self) -> Result<(), InheritedError> {
+        self.inherited = Inherited::take(self.entrance.descriptors().chain(self.nic.descriptor()))?;
+        Ok(())
+    }
+}
 
 /// `ADDRESS/PREFIX`.
 #[derive(Clone, Copy, Debug)]
@@ -128,21 +143,25 @@ impl FromStr for SubnetArg {
 pub enum Error {
     /// The card's socket.
     #[error(transparent)]
-    Nic(#[from] NicError),
+    Card(#[from] CardError),
     /// The virtual network.
     #[error("--subnet")]
     Net(#[from] NetConfigError),
     /// The password file.
     #[error(transparent)]
     Password(#[from] PasswordFileError),
-    /// A port that cannot be had.
-    #[error("cannot listen on {address}")]
-    Listen {
-        /// As it was given.
-        address: String,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// Where clients were to come in.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The certificate and key for clients.
+    #[error("--tls-cert and --tls-key")]
+    Certificate(#[source] TlsError),
+    /// The authorities for the Spice server's certificate.
+    #[error("--upstream-tls")]
+    Upstream(#[source] TlsError),
+    /// Signals.
+    #[error("cannot wait for SIGHUP")]
+    Signal(#[source] io::Error),
     /// The lease file cannot be read.
     #[error("cannot read the lease file {}", path.display())]
     LeaseFile {
@@ -174,20 +193,24 @@ pub enum Error {
 ///
 /// # Errors
 /// What keeps it from starting; once it runs it goes on.
-pub async fn run(args: ServeArgs, shutdown: CancellationToken) -> Result<(), Error> {
+pub async fn run(mut args: ServeArgs, shutdown: CancellationToken) -> Result<(), Error> {
     let net = net_config(&args)?;
     let book = open_book(&args, &net)?;
     let backend = backend(&args)?;
     let mut recorders =
         Recorders::start(args.capture.as_deref(), args.capture_nic.as_deref(), &args.rotation)?;
-    let nic = Nic::open(&args.nic).await?;
-    let mut listeners = Vec::new();
-    for address in &args.listen {
-        let failed = |source| Error::Listen { address: address.clone(), source };
-        let listener = TcpListener::bind(address.as_str()).await.map_err(failed)?;
-        info!(address = %listener.local_addr().map_err(failed)?, "listening for Spice clients");
-        listeners.push(listener);
+    let certificate = args.entrance.certificate().map_err(Error::Certificate)?;
+    let nic = args.nic.open(&mut args.inherited).await?;
+    let acceptor = certificate.as_ref().map(Certificate::acceptor);
+    let listeners = args.entrance.open(&mut args.inherited, acceptor.as_ref()).await?;
+    for listener in &listeners {
+        let tls = matches!(listener, Listener::Tls(..));
+        info!(address = %listener, tls, "listening for Spice clients");
     }
+    for socket in args.inherited.unclaimed() {
+        warn!(socket, "a socket was passed that no argument names");
+    }
+    let _reloading = certificate.map(Certificate::reload_on_hangup).transpose().map_err(Error::Signal)?;
     info!(card = %args.nic, subnet = %args.subnet.0, "the virtual network is up");
     let mut server = Server::start(Parts {
         nic,
@@ -196,16 +219,19 @@ pub async fn run(args: ServeArgs, shutdown: CancellationToken) -> Result<(), Err
         lease_file: args.lease_file,
         backend,
         companion: !args.no_companion,
+        in_clear: args.entrance.tunnel_in_clear(&args.upstream),
         max_connections: args.max_connections,
         presence: args.presence.into(),
         listeners,
         capture: recorders.links.take(),
         capture_nic: recorders.frames.take(),
     });
+    manager::ready();
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         failed = server.failed() => Err(Error::Session(failed)),
     };
+    manager::stopping();
     server.stop().await;
     recorders.finish().await;
     info!("stopped");
@@ -226,12 +252,14 @@ pub struct Parts {
     pub backend: Backend,
     /// Whether a tunnel may come without a viewer.
     pub companion: bool,
+    /// Whether a tunnel may come in clear.
+    pub in_clear: bool,
     /// Most connections of the guest at once.
     pub max_connections: u16,
     /// What the guest sees while no tunnel is there, and when a tunnel counts as gone.
     pub presence: Presence,
     /// Where Spice clients connect.
-    pub listeners: Vec<TcpListener>,
+    pub listeners: Vec<Listener>,
     /// Records the tunnel's links.
     pub capture: Option<record::Links>,
     /// Records the card's frames.
@@ -253,9 +281,10 @@ impl Parts {
             lease_file: None,
             backend,
             companion: true,
+            in_clear: true,
             max_connections: DEFAULT_MAX_CONNECTIONS,
             presence: Presence::default(),
-            listeners: vec![listener],
+            listeners: vec![listener.into()],
             capture: None,
             capture_nic: None,
         })
@@ -275,7 +304,7 @@ impl Server {
         let shutdown = CancellationToken::new();
         let proxy = Proxy::new(ProxyConfig {
             backend: parts.backend,
-            tunnel: TunnelPolicy::Enabled { companion: parts.companion, in_clear: true },
+            tunnel: TunnelPolicy::Enabled { companion: parts.companion, in_clear: parts.in_clear },
             limits: Limits::default(),
         });
         let (to_session, mut tunnels) = mpsc::channel(1);
@@ -404,8 +433,8 @@ fn open_book(args: &ServeArgs, net: &NetConfig) -> Result<AddressBook, Error> {
 }
 
 fn backend(args: &ServeArgs) -> Result<Backend, Error> {
-    if let Some(upstream) = &args.upstream {
-        return Ok(Backend::Upstream(upstream.clone().into()));
+    if let Some(upstream) = args.upstream.upstream().map_err(Error::Upstream)? {
+        return Ok(Backend::Upstream(upstream));
     }
     let password: Option<Password> = args.password_file.as_deref().map(password::read_file).transpose()?;
     if password.is_none() {

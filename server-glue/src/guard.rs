@@ -2,11 +2,17 @@
 //!
 //! The numbers are per source address where there is one; of an IPv6 address the first 64 bits, which one household
 //! has for itself.
+//!
+//! Whoever means well is through the link stage in a moment. So when there is no room, it is not the newcomer who is sent
+//! away but the one who has waited longest, of the source that has most in waiting: a thousand silent connections keep
+//! nobody out.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
 
 /// Bounds on links that are not authenticated yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,19 +48,52 @@ pub(crate) struct Guard {
     state: Arc<Mutex<State>>,
 }
 
+/// How often a crowd is told of.
+const TELL: Duration = Duration::from_secs(10);
+
 #[derive(Debug, Default)]
 struct State {
-    waiting: usize,
+    waiting: Waiting,
     sources: BTreeMap<IpAddr, Source>,
+    displaced: u64,
+    told: Option<Instant>,
+}
+
+/// The links in waiting: of each source, by age. INVARIANT: no source is without links.
+#[derive(Debug, Default)]
+struct Waiting {
+    of: BTreeMap<Option<IpAddr>, BTreeMap<u64, CancellationToken>>,
+    total: usize,
+    next: u64,
 }
 
 #[derive(Debug)]
 struct Source {
-    waiting: usize,
     failures: u32,
     last_failure: Instant,
     /// When this source's next ticket may be judged.
     next: Instant,
+}
+
+/// There was no room, and somebody made some.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Crowd {
+    /// So many did since the start.
+    pub(crate) displaced: u64,
+    /// Links in waiting.
+    pub(crate) waiting: usize,
+    /// Where they come from.
+    pub(crate) sources: usize,
+}
+
+impl std::fmt::Display for Crowd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { displaced, waiting, sources } = self;
+        write!(
+            f,
+            "{waiting} from {sources} addresses; for each new one the oldest is closed, {displaced} by now"
+        )
+    }
 }
 
 impl Guard {
@@ -62,22 +101,20 @@ impl Guard {
         Self { bounds, state: Arc::default() }
     }
 
-    /// Lets a new link in, until the admission is dropped; `None` when too many wait already.
-    pub(crate) fn admit(&self, now: Instant, source: Option<IpAddr>) -> Option<Admission> {
+    /// Lets a new link in, until the admission is dropped. A crowd is told of now and then.
+    pub(crate) fn admit(&self, now: Instant, source: Option<IpAddr>) -> (Admission, Option<Crowd>) {
         let source = source.map(household);
         let mut state = self.lock();
-        if state.waiting >= self.bounds.total {
-            return None;
-        }
-        if let Some(address) = source {
-            let entry = state.source(now, address)?;
-            if entry.waiting >= self.bounds.per_source {
-                return None;
-            }
-            entry.waiting += 1;
-        }
-        state.waiting += 1;
-        Some(Admission { guard: self.clone(), source })
+        let displaced = state.waiting.make_room(self.bounds, source);
+        state.displaced += u64::from(displaced);
+        let due = state.told.is_none_or(|told| now.saturating_duration_since(told) >= TELL);
+        let crowd = (displaced && due).then(|| {
+            state.told = Some(now);
+            let Waiting { of, total, .. } = &state.waiting;
+            Crowd { displaced: state.displaced, waiting: *total, sources: of.len() }
+        });
+        let (id, displaced) = state.waiting.add(source);
+        (Admission { guard: self.clone(), source, id, displaced }, crowd)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -86,34 +123,73 @@ impl Guard {
     }
 }
 
+impl Waiting {
+    /// Whether somebody had to go.
+    fn make_room(&mut self, bounds: Bounds, source: Option<IpAddr>) -> bool {
+        let own = self.of.get(&source).map_or(0, BTreeMap::len);
+        // The sockets of this machine are no source that could be told from others.
+        let victim = if source.is_some() && own > 0 && own >= bounds.per_source {
+            Some(source)
+        } else if self.total > 0 && self.total >= bounds.total {
+            let oldest = |links: &BTreeMap<u64, _>| links.keys().next().copied();
+            let busiest =
+                self.of.iter().max_by_key(|(_, links)| (links.len(), std::cmp::Reverse(oldest(links))));
+            // Among equals the newcomer is the one that has one too many.
+            busiest.map(|(busiest, links)| if own >= links.len() { source } else { *busiest })
+        } else {
+            None
+        };
+        let oldest = victim.and_then(|victim| {
+            let id = *self.of.get(&victim)?.keys().next()?;
+            self.remove(victim, id)
+        });
+        oldest.inspect(CancellationToken::cancel).is_some()
+    }
+
+    fn add(&mut self, source: Option<IpAddr>) -> (u64, CancellationToken) {
+        let id = self.next;
+        self.next += 1;
+        self.total += 1;
+        let displaced = CancellationToken::new();
+        self.of.entry(source).or_default().insert(id, displaced.clone());
+        (id, displaced)
+    }
+
+    fn remove(&mut self, source: Option<IpAddr>, id: u64) -> Option<CancellationToken> {
+        let links = self.of.get_mut(&source)?;
+        let token = links.remove(&id)?;
+        self.total -= 1;
+        if links.is_empty() {
+            self.of.remove(&source);
+        }
+        Some(token)
+    }
+}
+
 impl State {
-    /// A full table forgets whoever was wrong longest ago; `None` when all of its sources have links waiting.
-    fn source(&mut self, now: Instant, address: IpAddr) -> Option<&mut Source> {
+    /// A full table forgets whoever was wrong longest ago.
+    fn source(&mut self, now: Instant, address: IpAddr) -> &mut Source {
         if self.sources.len() >= MOST_SOURCES && !self.sources.contains_key(&address) {
             self.sources.retain(|_, source| !source.forgettable(now));
             if self.sources.len() >= MOST_SOURCES {
-                let idle = self.sources.iter().filter(|(_, source)| source.waiting == 0);
-                let oldest =
-                    idle.min_by_key(|(_, source)| source.last_failure).map(|(address, _)| *address)?;
-                self.sources.remove(&oldest);
+                let oldest = self.sources.iter().min_by_key(|(_, source)| source.last_failure);
+                if let Some(oldest) = oldest.map(|(address, _)| *address) {
+                    self.sources.remove(&oldest);
+                }
             }
         }
-        let entry = self.sources.entry(address).or_insert(Source {
-            waiting: 0,
-            failures: 0,
-            last_failure: now,
-            next: now,
-        });
+        let entry =
+            self.sources.entry(address).or_insert(Source { failures: 0, last_failure: now, next: now });
         if now.saturating_duration_since(entry.last_failure) > MEMORY {
             entry.failures = 0;
         }
-        Some(entry)
+        entry
     }
 }
 
 impl Source {
     fn forgettable(&self, now: Instant) -> bool {
-        self.waiting == 0 && (self.failures == 0 || now.saturating_duration_since(self.last_failure) > MEMORY)
+        self.failures == 0 || now.saturating_duration_since(self.last_failure) > MEMORY
     }
 
     fn delay(&self) -> Duration {
@@ -129,15 +205,22 @@ impl Source {
 pub(crate) struct Admission {
     guard: Guard,
     source: Option<IpAddr>,
+    id: u64,
+    displaced: CancellationToken,
 }
 
 impl Admission {
+    /// Fires when this link must make room for another.
+    pub(crate) fn displaced(&self) -> CancellationToken {
+        self.displaced.clone()
+    }
+
     /// When this link's ticket may be judged. Every call books the next free time, so that parallel links gain nothing.
     /// `None` when that is too far ahead to wait for.
     pub(crate) fn book(&self, now: Instant) -> Option<Instant> {
         let Some(address) = self.source else { return Some(now) };
         let mut state = self.guard.lock();
-        let source = state.source(now, address)?;
+        let source = state.source(now, address);
         let delay = source.delay();
         let at = if delay.is_zero() { now } else { now.max(source.next) };
         if at.saturating_duration_since(now) > HORIZON {
@@ -151,7 +234,7 @@ impl Admission {
     pub(crate) fn wrong(&self, now: Instant) -> u32 {
         let Some(address) = self.source else { return 1 };
         let mut state = self.guard.lock();
-        let Some(source) = state.source(now, address) else { return 1 };
+        let source = state.source(now, address);
         source.failures = source.failures.saturating_add(1);
         source.last_failure = now;
         let delay = source.delay();
@@ -172,14 +255,12 @@ impl Admission {
 impl Drop for Admission {
     fn drop(&mut self) {
         let mut state = self.guard.lock();
-        state.waiting = state.waiting.saturating_sub(1);
+        state.waiting.remove(self.source, self.id);
         if let Some(address) = self.source
-            && let Some(source) = state.sources.get_mut(&address)
+            && state.sources.get(&address).is_some_and(|source| source.failures == 0)
+            && !state.waiting.of.contains_key(&Some(address))
         {
-            source.waiting = source.waiting.saturating_sub(1);
-            if source.waiting == 0 && source.failures == 0 {
-                state.sources.remove(&address);
-            }
+            state.sources.remove(&address);
         }
     }
 }
@@ -204,29 +285,74 @@ mod tests {
         Some(text.parse().unwrap())
     }
 
+    fn admit(guard: &Guard, source: Option<IpAddr>) -> Admission {
+        guard.admit(Instant::now(), source).0
+    }
+
+    fn waiting(guard: &Guard) -> usize {
+        let state = guard.lock();
+        assert_eq!(state.waiting.total, state.waiting.of.values().map(BTreeMap::len).sum::<usize>());
+        state.waiting.total
+    }
+
     #[test]
-    fn links_in_waiting_are_counted_and_let_go() {
+    fn one_too_many_of_a_source_displaces_its_own_oldest() {
+        let guard = Guard::new(BOUNDS);
+        let a = admit(&guard, address("10.0.0.1"));
+        let b = admit(&guard, address("10.0.0.1"));
+        let other = admit(&guard, address("10.0.0.2"));
+        assert!(!a.displaced().is_cancelled());
+        let _c = admit(&guard, address("10.0.0.1"));
+        assert!(a.displaced().is_cancelled());
+        assert!(!b.displaced().is_cancelled() && !other.displaced().is_cancelled());
+        assert_eq!(waiting(&guard), 3);
+        drop(a);
+        assert_eq!(waiting(&guard), 3, "it was counted out before");
+        drop((b, other));
+        assert_eq!(waiting(&guard), 1);
+    }
+
+    #[test]
+    fn one_too_many_of_all_displaces_the_oldest_of_the_busiest() {
+        let guard = Guard::new(BOUNDS);
+        let early = admit(&guard, address("10.0.0.1"));
+        let local = admit(&guard, None);
+        let busy = [admit(&guard, address("10.0.0.2")), admit(&guard, address("10.0.0.2"))];
+        let new = admit(&guard, address("10.0.0.3"));
+        let gone = |link: &Admission| link.displaced().is_cancelled();
+        assert!(gone(&busy[0]) && ![&early, &local, &busy[1], &new].into_iter().any(gone));
+        // All have one now.
+        let again = admit(&guard, address("10.0.0.2"));
+        assert!(gone(&busy[1]) && !gone(&again), "its own: nobody has more");
+        let newest = admit(&guard, address("10.0.0.4"));
+        assert!(gone(&early) && !gone(&newest), "the oldest of all");
+        assert_eq!(waiting(&guard), 4);
+    }
+
+    #[test]
+    fn a_crowd_is_told_of_now_and_then() {
         let now = Instant::now();
         let guard = Guard::new(BOUNDS);
-        let a = guard.admit(now, address("10.0.0.1")).unwrap();
-        let b = guard.admit(now, address("10.0.0.1")).unwrap();
-        assert!(guard.admit(now, address("10.0.0.1")).is_none());
-        let _c = guard.admit(now, address("2001:db8::1")).unwrap();
-        let _d = guard.admit(now, None).unwrap();
-        assert!(guard.admit(now, address("10.0.0.2")).is_none(), "the total");
-        drop((a, b));
-        let _e = guard.admit(now, address("10.0.0.1")).unwrap();
-        assert_eq!(guard.lock().sources.len(), 2);
+        let mut held = Vec::new();
+        let mut admit = |now| {
+            let (admission, crowd) = guard.admit(now, address("10.0.0.1"));
+            held.push(admission);
+            crowd
+        };
+        assert_eq!((admit(now), admit(now)), (None, None));
+        assert_eq!(admit(now), Some(Crowd { displaced: 1, waiting: 1, sources: 1 }));
+        assert_eq!(admit(now), None);
+        assert_eq!(admit(now + TELL), Some(Crowd { displaced: 3, waiting: 1, sources: 1 }));
     }
 
     #[test]
     fn an_ipv6_household_is_one_source() {
-        let now = Instant::now();
         let guard = Guard::new(BOUNDS);
-        let _a = guard.admit(now, address("2001:db8::1")).unwrap();
-        let _b = guard.admit(now, address("2001:db8::2")).unwrap();
-        assert!(guard.admit(now, address("2001:db8::3")).is_none());
-        assert!(guard.admit(now, address("2001:db8:0:1::3")).is_some());
+        let a = admit(&guard, address("2001:db8::1"));
+        let b = admit(&guard, address("2001:db8::2"));
+        let _other = admit(&guard, address("2001:db8:0:1::3"));
+        let _c = admit(&guard, address("2001:db8::3"));
+        assert!(a.displaced().is_cancelled() && !b.displaced().is_cancelled());
         assert_eq!(household("::ffff:10.0.0.1".parse().unwrap()), address("10.0.0.1").unwrap());
     }
 
@@ -234,7 +360,7 @@ mod tests {
     fn wrong_tickets_cost_more_and_more_and_are_forgotten() {
         let start = Instant::now();
         let guard = Guard::new(BOUNDS);
-        let link = guard.admit(start, address("10.0.0.1")).unwrap();
+        let link = guard.admit(start, address("10.0.0.1")).0;
         for _ in 0..FREE_FAILURES {
             assert_eq!(link.book(start), Some(start));
             link.wrong(start);
@@ -256,13 +382,13 @@ mod tests {
     fn a_right_ticket_clears_the_record() {
         let now = Instant::now();
         let guard = Guard::new(BOUNDS);
-        let link = guard.admit(now, address("10.0.0.1")).unwrap();
+        let link = guard.admit(now, address("10.0.0.1")).0;
         for _ in 0..10 {
             link.wrong(now);
         }
         link.right();
         drop(link);
-        let link = guard.admit(now, address("10.0.0.1")).unwrap();
+        let link = guard.admit(now, address("10.0.0.1")).0;
         assert_eq!(link.book(now), Some(now));
     }
 
@@ -271,10 +397,10 @@ mod tests {
         let now = Instant::now();
         let guard = Guard::new(Bounds { total: 10, per_source: 2 });
         for n in 0..u32::try_from(MOST_SOURCES).unwrap() {
-            let link = guard.admit(now, Some(IpAddr::from((n + 1).to_be_bytes()))).unwrap();
+            let link = guard.admit(now, Some(IpAddr::from((n + 1).to_be_bytes()))).0;
             link.wrong(now);
         }
-        assert!(guard.admit(now, address("200.0.0.1")).is_some());
+        guard.admit(now, address("200.0.0.1")).0.wrong(now);
         assert!(guard.lock().sources.len() <= MOST_SOURCES);
     }
 }

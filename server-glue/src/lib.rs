@@ -15,6 +15,7 @@ pub mod nic;
 mod packet;
 
 mod guard;
+pub mod listen;
 mod oracle;
 mod passage;
 pub mod proxy;

@@ -16,7 +16,7 @@
 use std::fmt;
 use std::future::{pending, poll_fn};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr;
@@ -24,7 +24,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::time::Instant;
 
 /// Longest frame, in octets. QEMU's `NET_BUFSIZE`.
@@ -38,6 +38,9 @@ const READ_BUFFER: usize = 512 * 1024;
 const HIGH_WATER: usize = 512 * 1024;
 /// Queued octets at which a full queue has room again.
 const LOW_WATER: usize = 128 * 1024;
+
+/// Connections that may wait at a socket to be accepted.
+const BACKLOG: u32 = 1024;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(3);
@@ -158,7 +161,7 @@ pub struct Nic {
 }
 
 enum Source {
-    Listen { listener: UnixListener, _file: SocketFile, retry: Retry },
+    Listen { listener: UnixListener, _file: Option<SocketFile>, retry: Retry },
     Connect { path: PathBuf, retry: Retry },
     Attached,
 }
@@ -171,8 +174,8 @@ impl Nic {
     pub async fn open(spec: &NicSpec) -> Result<Nic, NicError> {
         let source = match spec {
             NicSpec::Listen(path) => {
-                let (listener, file) = listen(path).await?;
-                Source::Listen { listener, _file: file, retry: Retry::new() }
+                let (listener, file) = listen(path, None).await?;
+                Source::Listen { listener, _file: Some(file), retry: Retry::new() }
             }
             NicSpec::Connect(path) => Source::Connect { path: path.clone(), retry: Retry::new() },
         };
@@ -182,6 +185,11 @@ impl Nic {
     /// A NIC over a stream that is connected already, to whatever speaks the same framing: a hypervisor in Rust, a test, the demo's guest.
     pub fn attached(stream: impl Link + 'static) -> Nic {
         Nic::new(Source::Attached, Some(Box::new(stream)))
+    }
+
+    /// A NIC that QEMU connects to, at a socket that somebody else has made.
+    pub fn listening(listener: UnixListener) -> Nic {
+        Nic::new(Source::Listen { listener, _file: None, retry: Retry::new() }, None)
     }
 
     /// Two NICs, each the other's far end, in memory.
@@ -387,9 +395,10 @@ impl Retry {
     }
 }
 
-async fn listen(path: &Path) -> Result<(UnixListener, SocketFile), NicError> {
+/// Listens at a path, with these permissions or those that the process gives to all it makes.
+pub(crate) async fn listen(path: &Path, mode: Option<u32>) -> Result<(UnixListener, SocketFile), NicError> {
     let failed = |error| NicError::Listen { path: path.to_owned(), error };
-    let listener = match UnixListener::bind(path) {
+    let listener = match bind(path, mode) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             let kind = std::fs::symlink_metadata(path).map_err(failed)?.file_type();
             if !kind.is_socket() {
@@ -401,7 +410,7 @@ async fn listen(path: &Path) -> Result<(UnixListener, SocketFile), NicError> {
                 Ok(_) | Err(_) => return Err(NicError::InUse(path.to_owned())),
             }
             std::fs::remove_file(path).map_err(failed)?;
-            UnixListener::bind(path).map_err(failed)?
+            bind(path, mode).map_err(failed)?
         }
         other => other.map_err(failed)?,
     };
@@ -409,8 +418,19 @@ async fn listen(path: &Path) -> Result<(UnixListener, SocketFile), NicError> {
     Ok((listener, file))
 }
 
+/// Nobody can connect before the permissions are set.
+fn bind(path: &Path, mode: Option<u32>) -> io::Result<UnixListener> {
+    let socket = UnixSocket::new_stream()?;
+    socket.bind(path)?;
+    if let Some(mode) = mode {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    }
+    socket.listen(BACKLOG)
+}
+
 /// A socket file that is ours: removed at the end, unless it is another's by then.
-struct SocketFile {
+#[derive(Debug)]
+pub(crate) struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
 }

@@ -17,7 +17,6 @@
 mod tests;
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -30,9 +29,7 @@ use spice_proto::link::{
 };
 use spice_proto::ticket::{CryptoError, Password, TicketKey};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -40,7 +37,7 @@ use crate::challenge::Challenged;
 use crate::guard::{Admission, Bounds, Guard};
 use crate::oracle::{self, Verdict};
 use crate::registry::{Home, NoSeat, Present, Registry, Seat};
-use crate::stream::{BoxStream, Chain, ConnectError, Peer, Upstream, farewell, tune};
+use crate::stream::{BoxStream, Chain, ConnectError, Peer, Upstream, farewell};
 use crate::{passage, standalone};
 
 /// What a proxy does.
@@ -88,9 +85,10 @@ pub struct Limits {
     pub deadlines: Deadlines,
     /// Links at once, of any kind.
     pub links: usize,
-    /// Links at once that have not shown a right ticket.
+    /// Links at once that have not shown a right ticket. One more displaces the one that has waited longest of the
+    /// address that has most.
     pub unauthenticated: usize,
-    /// The same, from one address.
+    /// The same, from one address. One more displaces its own that has waited longest.
     pub unauthenticated_per_source: usize,
     /// Display links at once that have shown their ticket and said nothing since. They may take as long as they like.
     pub silent_displays: usize,
@@ -247,71 +245,23 @@ impl Proxy {
         }
     }
 
-    /// Takes links from a TCP listener until `shutdown`, then ends all that came through it.
-    ///
-    /// Tunnels go to `tunnels`; when it is full or closed, tunnel links are refused.
-    pub async fn serve(
-        &self,
-        listener: TcpListener,
-        tunnels: mpsc::Sender<TunnelLink>,
-        shutdown: CancellationToken,
-    ) {
-        let mut links = JoinSet::new();
-        loop {
-            let accepted = tokio::select! {
-                () = shutdown.cancelled() => break,
-                Some(done) = links.join_next(), if !links.is_empty() => {
-                    if let Err(error) = done {
-                        tracing::error!(%error, "a link's task failed");
-                    }
-                    continue;
-                }
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, address)) => {
-                    let (stream, peer) = tcp(stream, address);
-                    links.spawn(self.clone().handle(stream, peer, tunnels.clone(), shutdown.clone()));
-                }
-                Err(error) => {
-                    // Out of file descriptors, say. It would come back at once.
-                    tracing::warn!(%error, "could not accept a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
-        links.shutdown().await;
-    }
-
-    /// Runs one link from its first byte to its last (a tunnel's: until it is handed over).
-    ///
-    /// This is what a listener of another kind calls, with TLS for instance. `shutdown` reaches tunnels that were handed
-    /// over; to end any other link drop the future.
-    pub async fn handle(
+    /// Takes a new link in, unless there are too many.
+    pub(crate) fn enter(
         self,
-        stream: BoxStream,
         peer: Peer,
         tunnels: mpsc::Sender<TunnelLink>,
         shutdown: CancellationToken,
-    ) {
+    ) -> Option<Link> {
         let Ok(place) = Arc::clone(&self.inner.links).try_acquire_owned() else {
             tracing::warn!(%peer, "too many links; closed a new one");
-            return;
+            return None;
         };
-        let Some(admission) = self.inner.guard.admit(Instant::now(), peer.address) else {
-            tracing::warn!(%peer, "too many links without a ticket yet; closed a new one");
-            return;
-        };
-        let link = Link { inner: self.inner, peer, admission, place, tunnels, shutdown };
-        link.run(stream).await;
+        let (admission, crowd) = self.inner.guard.admit(Instant::now(), peer.address);
+        if let Some(crowd) = crowd {
+            tracing::warn!(%peer, "too many links without a ticket: {crowd}");
+        }
+        Some(Link { inner: self.inner, peer, admission, place, tunnels, shutdown })
     }
-}
-
-fn tcp(stream: TcpStream, address: SocketAddr) -> (BoxStream, Peer) {
-    tune(&stream);
-    let ends = stream.local_addr().ok().map(|ours| (address, ours));
-    let peer = Peer { name: address.to_string(), address: Some(address.ip()), ends, secure: false };
-    (Box::new(stream), peer)
 }
 
 /// One link in its link stage.
@@ -356,7 +306,12 @@ pub(crate) enum Judged {
 }
 
 impl Link {
-    async fn run(self, mut stream: BoxStream) {
+    /// Fires when it must make room for another stranger. Never, once it has shown a right ticket.
+    pub(crate) fn displaced(&self) -> CancellationToken {
+        self.admission.displaced()
+    }
+
+    pub(crate) async fn run(self, mut stream: BoxStream) {
         let peer = self.peer.clone();
         let deadlines = self.inner.config.limits.deadlines;
         let mut machine = ServerHandshake::new(now(), deadlines, OnSasl::Ask);
@@ -602,10 +557,23 @@ pub(crate) struct Reply {
 
 fn report(peer: &Peer, mess: Option<&LinkMess>, end: &End) {
     let channel = mess.map_or("none yet", |mess| channel_name(mess.channel_type));
-    if end.is_wrong() {
+    if let End::Client(IoError::Handshake(HandshakeError::BadClient(LinkFault::Magic(magic)))) = end
+        && let Some(what) = other_protocol(*magic)
+    {
+        tracing::warn!(%peer, "no link: it {what} on a port for Spice in clear");
+    } else if end.is_wrong() {
         tracing::warn!(%peer, channel, "no link: {end}");
     } else {
         tracing::info!(%peer, channel, "no link: {end}");
+    }
+}
+
+/// What somebody does who begins like this instead of by Spice's magic.
+fn other_protocol(magic: [u8; 4]) -> Option<&'static str> {
+    match &magic {
+        [22, 3, ..] => Some("begins TLS"),
+        b"GET " | b"POST" | b"HEAD" | b"OPTI" | b"CONN" | b"PRI " => Some("speaks HTTP"),
+        _ => None,
     }
 }
 
