@@ -16,6 +16,7 @@ mod readme;
 mod record;
 mod replay;
 mod replay_netstack;
+mod serve_tls;
 mod session;
 mod tls;
 mod traffic;

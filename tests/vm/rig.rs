@@ -140,6 +140,11 @@ impl Program {
         said.lines().filter(loud).map(str::to_owned).collect()
     }
 
+    /// Its number, for signals.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().expect("it ended already")
+    }
+
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
@@ -379,13 +384,31 @@ pub(crate) struct RustViewer {
 
 impl RustViewer {
     pub(crate) async fn connect(server: SocketAddr, password: &str) -> Self {
-        let client = SpiceClient::new(ConnectionConfig {
+        Self::open(ConnectionConfig {
             host: server.ip().to_string(),
             port: server.port(),
             password: Some(password.to_owned()),
             ..ConnectionConfig::default()
         })
-        .unwrap();
+        .await
+    }
+
+    /// Over TLS, to who shows a certificate for `localhost` that this authority has signed.
+    pub(crate) async fn connect_tls(server: SocketAddr, password: &str, authority: &[u8]) -> Self {
+        // Only the first time does anything.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        Self::open(ConnectionConfig {
+            host: "localhost".to_owned(),
+            tls_port: Some(server.port()),
+            password: Some(password.to_owned()),
+            ca_cert: Some(String::from_utf8(authority.to_vec()).unwrap()),
+            ..ConnectionConfig::default()
+        })
+        .await
+    }
+
+    async fn open(config: ConnectionConfig) -> Self {
+        let client = SpiceClient::new(config).unwrap();
         let link = |session, kind| client.connect_channel(session, kind, 0);
         let mut main = soon("the main link", link(0, ChannelType::Main)).await.unwrap();
         let init = read_until(&mut main, 103).await;
