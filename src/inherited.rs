@@ -1,6 +1,6 @@
 //! Sockets that this process was born with: passed by number (`fd:N`), or by systemd by name (`sd_listen_fds(3)`).
 //!
-//! The one module with `unsafe`. A descriptor's number becomes an owner of that descriptor in [`adopt`], and nowhere else;
+//! The one module with `unsafe`. A descriptor's number becomes an owner of that descriptor in `adopt`, and nowhere else;
 //! the proof is there.
 
 use std::collections::{BTreeMap, BTreeSet};
