@@ -7,6 +7,7 @@ mod captures;
 mod dump;
 mod dump_memory;
 mod dump_views;
+mod embed;
 mod fuzz_regressions;
 mod netstack;
 mod pki;

@@ -3,7 +3,7 @@
 # docs and the purity of the cores, runs every test (real QEMU, real viewers included), the demos and the fuzzers.
 #
 #   tests/run.sh            everything
-#   tests/run.sh STEP...    only these: install fmt clippy doc purity test demo fuzz
+#   tests/run.sh STEP...    only these: install fmt clippy doc purity gtk test demo fuzz
 #
 # FUZZ_SECONDS (default 5) is how long each fuzz target runs.
 set -euo pipefail
@@ -24,6 +24,12 @@ step_purity() {
         fi
     done
 }
+# A package of its own, since it needs libspice-client-glib-2.0-dev. A test builds and runs it.
+step_gtk() {
+    local manifest=examples/beside-spice-gtk/Cargo.toml
+    cargo fmt --manifest-path "$manifest" --check
+    cargo clippy --manifest-path "$manifest" --target-dir target --all-targets -- -D warnings
+}
 step_test() { cargo test --workspace --no-fail-fast; }
 step_demo() {
     cargo run --release --quiet -- demo
@@ -32,7 +38,7 @@ step_demo() {
 step_fuzz() { tests/fuzz/run.sh "${FUZZ_SECONDS:-5}"; }
 
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(install fmt clippy doc purity test demo fuzz)
+[ ${#steps[@]} -gt 0 ] || steps=(install fmt clippy doc purity gtk test demo fuzz)
 for step in "${steps[@]}"; do
     printf '\n==> %s\n' "$step"
     SECONDS=0

@@ -5,13 +5,11 @@
 
 use std::{error::Error, net::SocketAddr, time::Duration};
 
-use client_glue::{TunnelConfig, channel_caps, tunnel};
+use client_glue::{Linked, TunnelConfig, channel_caps, common_caps, tunnel};
 use socket2::{Domain, Socket, Type};
 use spice_proto::{
     frame::{HeaderForm, put_header},
-    handshake::Linked,
-    link::{ChannelType, CommonCaps},
-    tunnel::{Layout, ServerMessage, ServiceId, SocketId},
+    tunnel::{ServerMessage, ServiceId, SocketId},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
@@ -33,17 +31,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 async fn measure(count: u16) -> Result<(), Box<dyn Error>> {
     let listeners = (0..count.div_ceil(BACKLOG)).map(|_| listen()).collect::<Result<Vec<_>, _>>()?;
     let (near, mut far) = duplex(1 << 20);
-    let linked = Linked {
-        channel_type: ChannelType::TUNNEL.0,
-        channel_id: 0,
-        session_id: 0,
-        header: HeaderForm::Mini,
-        layout: Layout::B,
-        peer_common: CommonCaps::OURS,
-        common: CommonCaps::OURS,
-        peer_channel_caps: channel_caps(),
-        leftover: vec![],
-    };
+    let linked = Linked::tunnel(&common_caps(), &common_caps(), &channel_caps());
     let (handle, events, run) = tunnel(near, linked, TunnelConfig::default());
     drop(events);
     let run = tokio::spawn(run);

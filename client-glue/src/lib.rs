@@ -80,20 +80,27 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use spice_proto::{
     frame_stream::FrameStream,
-    handshake::Linked,
-    link::{ChannelType, TunnelCaps},
+    link::{ChannelType, CommonCaps, TunnelCaps},
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tunnel_channel::{Channel, Role};
 
 pub use crate::{
-    companion::companion,
+    companion::{CompanionConfig, CompanionError, companion},
     dial::Refusal,
     error::Error,
     events::{ConnectionId, End, Event, Events},
     handle::{Handle, check_shares},
+    server::{Credentials, HttpProxy, LinkFailure, Place, SpiceServer},
     share::{Host, MAX_TEXT, Share, ShareError, ShareId},
 };
+// What a client needs of the crates below, so that it names but this one.
+pub use spice_proto::{
+    handshake::Linked,
+    ticket::{Password, PasswordError},
+    tls::{Roots, Subject, Trust},
+};
+pub use tunnel_channel::Config as ChannelConfig;
 
 /// How much a tunnel takes on.
 #[derive(Debug, Clone)]
@@ -115,6 +122,11 @@ impl Default for TunnelConfig {
             event_capacity: 1024,
         }
     }
+}
+
+/// The common capability words to advertise when linking the tunnel channel for [`tunnel`]: a ticket, and short headers.
+pub fn common_caps() -> Vec<u32> {
+    vec![CommonCaps::OURS.bits()]
 }
 
 /// The channel capability words to advertise when linking the tunnel channel for [`tunnel`].

@@ -27,7 +27,7 @@ pub use client::{ClientHandshake, ClientLink, ClientNeeds};
 pub use server::{OnSasl, ServerHandshake, ServerNeeds};
 
 use crate::frame::HeaderForm;
-use crate::link::{CommonCaps, LinkError, LinkFault, LinkVersion};
+use crate::link::{ChannelType, CommonCaps, LinkError, LinkFault, LinkVersion};
 use crate::tunnel::Layout;
 
 /// What a finished link stage agreed on; the channel's messages follow on the same stream.
@@ -51,6 +51,29 @@ pub struct Linked {
     pub peer_channel_caps: Vec<u32>,
     /// Bytes that were read past the link stage and belong to the channel. Empty when driven by [`crate::io`].
     pub leftover: Vec<u8>,
+}
+
+impl Linked {
+    /// A tunnel channel whose link stage was somebody else's work: a Spice library that hands its stream over behind the
+    /// link result. For either role.
+    ///
+    /// The arrays are capability words as they went over the wire: the common ones we advertised, and both that the
+    /// peer did. A peer whose channel capabilities nobody kept is one with `&[]`: it gets the historical protocol.
+    pub fn tunnel(our_common: &[u32], peer_common: &[u32], peer_channel: &[u32]) -> Self {
+        let peer_common = CommonCaps::from_words(peer_common);
+        let common = CommonCaps::from_words(our_common) & peer_common;
+        Self {
+            channel_type: ChannelType::TUNNEL.0,
+            channel_id: 0,
+            session_id: 0,
+            header: header_form(LinkVersion::V2, common),
+            layout: layout(LinkVersion::V2),
+            peer_common,
+            common,
+            peer_channel_caps: peer_channel.to_vec(),
+            leftover: Vec::new(),
+        }
+    }
 }
 
 /// How long a peer may take.

@@ -150,13 +150,18 @@ impl Program {
     }
 
     /// Asks it to end, as Ctrl-C and service managers do, and waits until it has.
-    pub(crate) async fn terminate(mut self) -> ExitStatus {
+    pub(crate) async fn terminate(self) -> ExitStatus {
+        self.end_by("TERM").await
+    }
+
+    /// Sends it a signal that it should end by, and waits until it has.
+    pub(crate) async fn end_by(mut self, signal: &str) -> ExitStatus {
         let pid = self.child.id().expect("it ended already").to_string();
-        let sent = Command::new("kill").args(["-TERM", &pid]).status().await.unwrap();
+        let sent = Command::new("kill").args([&format!("-{signal}"), &pid]).status().await.unwrap();
         assert!(sent.success());
         match timeout(SOON, self.child.wait()).await {
             Ok(status) => status.unwrap(),
-            Err(_) => panic!("{} does not end on SIGTERM; it said:\n{}", self.name, self.said()),
+            Err(_) => panic!("{} does not end on SIG{signal}; it said:\n{}", self.name, self.said()),
         }
     }
 

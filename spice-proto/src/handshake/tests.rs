@@ -799,3 +799,16 @@ proptest! {
         prop_assert_eq!(client.common, server.common);
     }
 }
+
+/// What a host's own library linked comes out as our own machines would have had it.
+#[test]
+fn a_tunnel_linked_elsewhere() {
+    let linked = Linked::tunnel(&[0x0b], &[0x0b, 7], &[5, 6]);
+    assert_eq!((linked.channel_type, linked.header, linked.layout), (7, HeaderForm::Mini, Layout::B));
+    assert_eq!(linked.peer_channel_caps, [5, 6]);
+    // Short headers need both.
+    for (ours, theirs) in [(0x0b, 0x03), (0x03, 0x0b), (0, 0)] {
+        assert_eq!(Linked::tunnel(&[ours], &[theirs], &[]).header, HeaderForm::Full);
+    }
+    assert_eq!(Linked::tunnel(&[], &[], &[]).header, HeaderForm::Full);
+}
