@@ -198,3 +198,23 @@ async fn clients_that_are_not_let_in_say_so_and_fail() {
         assert!(!output.status.success(), "{}: {output:?}", program.display());
     }
 }
+
+/// Everything of it is in one process: it fails if the guest does not hear the service.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hypervisor_s_frames() {
+    let program = tokio::task::spawn_blocking(|| example("frames")).await.unwrap();
+    let output = Command::new(program).stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = soon("the example's end", output).await.unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let expected = [
+        "server: a tunnel joined",
+        "user: greeter is at 198.18.",
+        "guest: my address is 198.18.0.",
+        "hello from",
+    ];
+    for line in expected {
+        assert!(said.contains(line), "no {line:?} in:\n{said}");
+    }
+    assert_eq!(said.lines().last(), Some("user: the server ended the tunnel"), "{said}");
+}

@@ -4,6 +4,7 @@
 pub mod address;
 mod away;
 pub mod bridge;
+pub mod card;
 pub mod challenge;
 mod counters;
 mod dhcp;
@@ -11,6 +12,7 @@ mod ethernet;
 mod flow;
 mod net_config;
 pub mod netstack;
+pub mod network;
 pub mod nic;
 mod packet;
 
@@ -25,6 +27,17 @@ pub mod session;
 mod standalone;
 pub mod stream;
 mod table;
+
+pub use crate::{
+    bridge::AwayConfig,
+    card::{Card, CardError, FrameReceiver, FrameSender},
+    net_config::NetConfig,
+    network::{JoinError, Joined, Network, NetworkConfig, NetworkError, channel_caps, common_caps, network},
+    nic::Nic,
+};
+// What a server needs of the crates below, so that it names but this one.
+pub use spice_proto::handshake::Linked;
+pub use tunnel_channel::Config as ChannelConfig;
 
 #[cfg(test)]
 mod edge_tests;

@@ -192,12 +192,6 @@ impl Nic {
         Nic::new(Source::Listen { listener, _file: None, retry: Retry::new() }, None)
     }
 
-    /// Two NICs, each the other's far end, in memory.
-    pub fn pair() -> (Nic, Nic) {
-        let (one, other) = tokio::io::duplex(HIGH_WATER);
-        (Nic::attached(one), Nic::attached(other))
-    }
-
     fn new(source: Source, link: Option<Box<dyn Link>>) -> Nic {
         let (incoming, outgoing) = (Deframer::new(), Framer::default());
         Nic { source, link, incoming, outgoing, full: false, dropped: 0, tap: None }
@@ -456,7 +450,8 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 }
 
 /// Finds frames in a stream of octets.
-struct Deframer {
+#[derive(Debug)]
+pub(crate) struct Deframer {
     /// All initialised; what has come is `start..end`.
     buffer: Box<[u8]>,
     start: usize,
@@ -464,12 +459,12 @@ struct Deframer {
 }
 
 impl Deframer {
-    fn new() -> Deframer {
+    pub(crate) fn new() -> Deframer {
         Deframer { buffer: vec![0; READ_BUFFER].into(), start: 0, end: 0 }
     }
 
     /// Where the next octets go; never empty as long as [`Deframer::has_frame`] is false.
-    fn spare(&mut self) -> &mut [u8] {
+    pub(crate) fn spare(&mut self) -> &mut [u8] {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         } else if self.buffer.len() - self.start < PREFIX + MAX_FRAME {
@@ -480,7 +475,7 @@ impl Deframer {
     }
 
     /// So many octets have come into [`Deframer::spare`].
-    fn filled(&mut self, count: usize) {
+    pub(crate) fn filled(&mut self, count: usize) {
         self.end = (self.end + count).min(self.buffer.len());
     }
 
@@ -488,7 +483,7 @@ impl Deframer {
         Ok(self.frame()?.is_some())
     }
 
-    fn next(&mut self) -> Result<Option<&[u8]>, LinkError> {
+    pub(crate) fn next(&mut self) -> Result<Option<&[u8]>, LinkError> {
         let Some((from, to)) = self.frame()? else { return Ok(None) };
         self.start = to;
         Ok(self.buffer.get(from..to))
@@ -518,15 +513,15 @@ impl Deframer {
 }
 
 /// Frames on their way out, each behind its length.
-#[derive(Default)]
-struct Framer {
+#[derive(Debug, Default)]
+pub(crate) struct Framer {
     bytes: Vec<u8>,
     start: usize,
 }
 
 impl Framer {
     /// False: a frame of no length, or too long.
-    fn put(&mut self, frame: &[u8]) -> bool {
+    pub(crate) fn put(&mut self, frame: &[u8]) -> bool {
         let Ok(len) = u32::try_from(frame.len()) else { return false };
         if frame.is_empty() || frame.len() > MAX_FRAME {
             return false;
@@ -536,11 +531,11 @@ impl Framer {
         true
     }
 
-    fn pending(&self) -> &[u8] {
+    pub(crate) fn pending(&self) -> &[u8] {
         self.bytes.get(self.start..).unwrap_or_default()
     }
 
-    fn sent(&mut self, count: usize) {
+    pub(crate) fn sent(&mut self, count: usize) {
         self.start += count;
         if self.start >= self.bytes.len() {
             self.bytes.clear();
@@ -649,7 +644,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_pair_carries_frames_both_ways_and_says_when_it_is_full() {
-        let (mut here, mut there) = Nic::pair();
+        let (one, other) = tokio::io::duplex(HIGH_WATER);
+        let (mut here, mut there) = (Nic::attached(one), Nic::attached(other));
         assert!(here.queue(b"one") && here.queue(b"two"));
         let pump = async {
             let _ = here.ready().await;
