@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
 pub mod capture;
+pub mod causes;
 pub mod cli;
 pub mod connect;
 pub mod demo;

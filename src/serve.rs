@@ -1,7 +1,9 @@
 //! `spice-tunnel serve`: beside the VM, in front of its Spice server and behind its extra card.
 
 mod certificate;
+mod check;
 mod entrance;
+mod error;
 mod manager;
 pub mod presence;
 mod upstream;
@@ -13,15 +15,14 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
-use server_glue::address::{AddressBook, LoadError, Subnet, SubnetError};
+use server_glue::address::{AddressBook, Subnet, SubnetError};
 use server_glue::listen::Listener;
-use server_glue::netstack::{NetConfig, NetConfigError, Netstack};
+use server_glue::netstack::{NetConfig, Netstack};
 use server_glue::nic::Nic;
 use server_glue::proxy::{Backend, Limits, Proxy, ProxyConfig, TunnelLink, TunnelPolicy};
 use server_glue::session::Session;
 use spice_proto::names::Sender;
 use spice_proto::ticket::Password;
-use spice_proto::tls::TlsError;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
@@ -29,11 +30,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::certificate::Certificate;
+use self::check::CheckArgs;
 pub use self::entrance::{CardError, ListenError};
 use self::entrance::{CardPlace, EntranceArgs};
+pub use self::error::Error;
 use self::upstream::UpstreamArgs;
 use crate::inherited::{Inherited, InheritedError};
-use crate::password::{self, PasswordFileError};
+use crate::password;
 use crate::record::{self, Ends, Recording, RotationArgs};
 use presence::{Presence, PresenceArgs};
 
@@ -106,6 +109,9 @@ pub struct ServeArgs {
     #[command(flatten)]
     rotation: RotationArgs,
 
+    #[command(flatten)]
+    check: CheckArgs,
+
     /// Sockets that were passed to the process.
     #[arg(skip)]
     inherited: Inherited,
@@ -138,62 +144,14 @@ impl FromStr for SubnetArg {
     }
 }
 
-/// Why `serve` did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The card's socket.
-    #[error(transparent)]
-    Card(#[from] CardError),
-    /// The virtual network.
-    #[error("--subnet")]
-    Net(#[from] NetConfigError),
-    /// The password file.
-    #[error(transparent)]
-    Password(#[from] PasswordFileError),
-    /// Where clients were to come in.
-    #[error(transparent)]
-    Listen(#[from] ListenError),
-    /// The certificate and key for clients.
-    #[error("--tls-cert and --tls-key")]
-    Certificate(#[source] TlsError),
-    /// The authorities for the Spice server's certificate.
-    #[error("--upstream-tls")]
-    Upstream(#[source] TlsError),
-    /// Signals.
-    #[error("cannot wait for SIGHUP")]
-    Signal(#[source] io::Error),
-    /// The lease file cannot be read.
-    #[error("cannot read the lease file {}", path.display())]
-    LeaseFile {
-        /// As it was given.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The lease file is not one of ours. It is left alone: whoever knows what it is may mend or remove it.
-    #[error("the lease file {} is unusable", path.display())]
-    LeaseText {
-        /// As it was given.
-        path: PathBuf,
-        /// What is wrong.
-        source: LoadError,
-    },
-    /// A recording.
-    #[error(transparent)]
-    Record(#[from] record::Error),
-    /// Without it nothing is served, so somebody should start us again.
-    #[error("the VM's task failed: {0}")]
-    Session(String),
-    /// No random numbers.
-    #[error("the system gives no random numbers")]
-    Random(#[from] openssl::error::ErrorStack),
-}
-
 /// Serves until `shutdown`, then ends every link and removes what it made.
 ///
 /// # Errors
 /// What keeps it from starting; once it runs it goes on.
 pub async fn run(mut args: ServeArgs, shutdown: CancellationToken) -> Result<(), Error> {
+    if args.check.check {
+        return check::run(args).await;
+    }
     let net = net_config(&args)?;
     let book = open_book(&args, &net)?;
     let backend = backend(&args)?;

@@ -7,7 +7,7 @@ packages="
 	qemu-system-x86 linux-image-cloud-amd64 busybox-static
 	xvfb virt-viewer spice-client-gtk xdotool gstreamer1.0-plugins-base
 	cups-ipp-utils
-	tshark procps
+	tshark procps systemd
 	g++ make perl pkg-config libssl-dev
 "
 

@@ -17,6 +17,7 @@ mod readme;
 mod record;
 mod replay;
 mod replay_netstack;
+mod serve_start;
 mod serve_tls;
 mod session;
 mod tls;

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tracing::{error, info};
 
 use super::manager;
+use crate::causes;
 
 /// A certificate and its key, which are in files and change there now and then.
 #[derive(Debug)]
@@ -59,13 +60,8 @@ impl Certificate {
                 info!(certificate = %self.chain.display(), "certificate read again");
             }
             Err(problem) => {
-                let mut text = problem.to_string();
-                let mut cause = std::error::Error::source(&problem);
-                while let Some(error) = cause {
-                    text = format!("{text}: {error}");
-                    cause = error.source();
-                }
-                error!("the new certificate is unusable, the old one stays: {text}");
+                let problem = causes::in_line(&problem);
+                error!("the new certificate is unusable, the old one stays: {problem}");
             }
         }
     }

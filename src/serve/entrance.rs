@@ -130,18 +130,13 @@ impl EntranceArgs {
     ) -> Result<Vec<Listener>, ListenError> {
         let mut listeners = Vec::new();
         for place in &self.listen {
-            listeners.extend(open(place, inherited).await?);
+            listeners.extend(place.open(inherited, false).await?.into_iter().map(Listener::from));
         }
-        let Some(acceptor) = acceptor else { return Ok(listeners) };
         for place in &self.tls_listen {
-            for listener in open(place, inherited).await? {
-                listeners.push(match listener {
-                    Listener::Tcp(listener) => Listener::Tls(listener, acceptor.clone()),
-                    Listener::Tls(..) | Listener::Unix(_) => {
-                        let (got, expected) = ("a listening Unix socket", "a listening TCP socket for TLS");
-                        let name = place.to_string();
-                        return Err(InheritedError::Kind { name, got, expected }.into());
-                    }
+            for opened in place.open(inherited, true).await? {
+                listeners.push(match (opened, acceptor) {
+                    (Opened::Tcp(listener), Some(acceptor)) => Listener::Tls(listener, acceptor.clone()),
+                    (opened, _) => opened.into(),
                 });
             }
         }
@@ -171,32 +166,54 @@ impl EntranceArgs {
     }
 }
 
-async fn open(place: &Place, inherited: &mut Inherited) -> Result<Vec<Listener>, ListenError> {
-    let failed = |source| ListenError::Bind { address: place.to_string(), source };
-    Ok(match place {
-        Place::Tcp(address) => {
-            vec![TcpListener::bind(address.as_str()).await.map_err(failed)?.into()]
-        }
-        Place::Unix(path) => vec![LocalListener::bind(path).await?.into()],
-        Place::Fd(number) => vec![listener(inherited.claim(*number)?, place)?],
-        Place::Systemd(name) => {
-            let sockets = inherited.claim_named(name.as_deref())?;
-            sockets.into_iter().map(|socket| listener(socket, place)).collect::<Result<_, _>>()?
-        }
-    })
+/// A place that is listened at.
+#[derive(Debug)]
+pub(super) enum Opened {
+    Tcp(TcpListener),
+    Unix(LocalListener),
 }
 
-fn listener(socket: Socket, place: &Place) -> Result<Listener, ListenError> {
-    let failed = |source| ListenError::Bind { address: place.to_string(), source };
-    match socket {
-        Socket::TcpListener(listener) => Ok(TcpListener::from_std(listener).map_err(failed)?.into()),
-        Socket::UnixListener(listener) => {
-            Ok(LocalListener::from(UnixListener::from_std(listener).map_err(failed)?).into())
+impl From<Opened> for Listener {
+    fn from(opened: Opened) -> Self {
+        match opened {
+            Opened::Tcp(listener) => listener.into(),
+            Opened::Unix(listener) => listener.into(),
         }
-        Socket::TcpStream(_) | Socket::UnixStream(_) => {
-            let (name, got) = (place.to_string(), socket.kind());
-            Err(InheritedError::Kind { name, got, expected: "a listening socket" }.into())
-        }
+    }
+}
+
+impl Place {
+    /// Listens; for TLS it must be TCP.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub(super) async fn open(
+        &self,
+        inherited: &mut Inherited,
+        tls: bool,
+    ) -> Result<Vec<Opened>, ListenError> {
+        let failed = |source| ListenError::Bind { address: self.to_string(), source };
+        let sockets = match self {
+            Self::Tcp(address) => {
+                return Ok(vec![Opened::Tcp(TcpListener::bind(address.as_str()).await.map_err(failed)?)]);
+            }
+            Self::Unix(path) => return Ok(vec![Opened::Unix(LocalListener::bind(path).await?)]),
+            Self::Fd(number) => vec![inherited.claim(*number)?],
+            Self::Systemd(name) => inherited.claim_named(name.as_deref())?,
+        };
+        let open = |socket| match socket {
+            Socket::TcpListener(listener) => {
+                Ok(Opened::Tcp(TcpListener::from_std(listener).map_err(failed)?))
+            }
+            Socket::UnixListener(listener) if !tls => {
+                Ok(Opened::Unix(UnixListener::from_std(listener).map_err(failed)?.into()))
+            }
+            Socket::UnixListener(_) | Socket::TcpStream(_) | Socket::UnixStream(_) => {
+                let expected = if tls { "a listening TCP socket, for TLS" } else { "a listening socket" };
+                Err(InheritedError::Kind { name: self.to_string(), got: socket.kind(), expected }.into())
+            }
+        };
+        sockets.into_iter().map(open).collect()
     }
 }
 
@@ -257,25 +274,37 @@ impl CardPlace {
     /// # Errors
     /// It cannot be had.
     pub(super) async fn open(&self, inherited: &mut Inherited) -> Result<Nic, CardError> {
-        let number = match self {
-            Self::Spec(spec) => return Ok(Nic::open(spec).await?),
-            Self::Fd(number) => *number,
-        };
+        if let Self::Spec(spec) = self {
+            return Ok(Nic::open(spec).await?);
+        }
         let failed = |source| CardError::Io(self.clone(), source);
-        Ok(match inherited.claim(number)? {
-            Socket::UnixListener(listener) => {
-                Nic::listening(UnixListener::from_std(listener).map_err(failed)?)
-            }
-            Socket::UnixStream(stream) => Nic::attached(UnixStream::from_std(stream).map_err(failed)?),
-            Socket::TcpStream(stream) => Nic::attached(TcpStream::from_std(stream).map_err(failed)?),
-            socket @ Socket::TcpListener(_) => {
-                let expected = "a connection to the virtual machine, or a listening Unix socket";
-                return Err(
-                    InheritedError::Kind { name: self.to_string(), got: socket.kind(), expected }.into()
-                );
-            }
+        Ok(match self.claim(inherited)? {
+            Card::Listener(listener) => Nic::listening(UnixListener::from_std(listener).map_err(failed)?),
+            Card::Unix(stream) => Nic::attached(UnixStream::from_std(stream).map_err(failed)?),
+            Card::Tcp(stream) => Nic::attached(TcpStream::from_std(stream).map_err(failed)?),
         })
     }
+
+    /// What was passed for it.
+    pub(super) fn claim(&self, inherited: &mut Inherited) -> Result<Card, InheritedError> {
+        match inherited.claim(self.descriptor().unwrap_or(-1))? {
+            Socket::UnixListener(listener) => Ok(Card::Listener(listener)),
+            Socket::UnixStream(stream) => Ok(Card::Unix(stream)),
+            Socket::TcpStream(stream) => Ok(Card::Tcp(stream)),
+            socket @ Socket::TcpListener(_) => {
+                let expected = "a connection to the virtual machine, or a listening Unix socket";
+                Err(InheritedError::Kind { name: self.to_string(), got: socket.kind(), expected })
+            }
+        }
+    }
+}
+
+/// A socket for the card.
+#[derive(Debug)]
+pub(super) enum Card {
+    Listener(std::os::unix::net::UnixListener),
+    Unix(std::os::unix::net::UnixStream),
+    Tcp(std::net::TcpStream),
 }
 
 #[cfg(test)]
