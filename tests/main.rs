@@ -20,6 +20,7 @@ mod replay_netstack;
 mod serve_start;
 mod serve_tls;
 mod session;
+mod soak;
 mod tls;
 mod traffic;
 mod viewers;

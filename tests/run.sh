@@ -3,8 +3,9 @@
 # docs and the purity of the cores, runs every test (real QEMU, real viewers included), the demos and the fuzzers.
 #
 #   tests/run.sh            everything
-#   tests/run.sh STEP...    only these: install fmt clippy doc purity gtk test demo fuzz
+#   tests/run.sh STEP...    only these: install fmt clippy doc purity gtk test demo soak fuzz
 #
+# SOAK_SECONDS (default 60) is how long the soak makes trouble; it says its SOAK_SEED, with which it does the same again.
 # FUZZ_SECONDS (default 5) is how long each fuzz target runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -35,10 +36,11 @@ step_demo() {
     cargo run --release --quiet -- demo
     cargo run --release --quiet -- demo --qemu
 }
+step_soak() { SOAK_SECONDS="${SOAK_SECONDS:-60}" cargo test --test spice-tunnel soak:: -- --nocapture; }
 step_fuzz() { tests/fuzz/run.sh "${FUZZ_SECONDS:-5}"; }
 
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(install fmt clippy doc purity gtk test demo fuzz)
+[ ${#steps[@]} -gt 0 ] || steps=(install fmt clippy doc purity gtk test demo soak fuzz)
 for step in "${steps[@]}"; do
     printf '\n==> %s\n' "$step"
     SECONDS=0
