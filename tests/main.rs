@@ -11,6 +11,7 @@ mod embed;
 mod fuzz_regressions;
 mod netstack;
 mod pki;
+mod presence;
 mod printer;
 mod proxy;
 mod readme;
