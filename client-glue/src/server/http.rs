@@ -158,3 +158,6 @@ fn quote(bytes: &[u8]) -> String {
     let tame = |character: char| if character.is_control() { '\u{fffd}' } else { character };
     line.chars().take(LONGEST_QUOTE).map(tame).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -101,6 +101,11 @@ impl Connector {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn with_subject(self, subject: Option<Subject>) -> Self {
+        Self { subject, ..self }
+    }
+
     /// What OpenSSL calls with every certificate of the chain, the server's own last.
     fn judge(
         &self,
