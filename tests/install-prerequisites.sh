@@ -8,6 +8,7 @@ packages="
 	xvfb virt-viewer spice-client-gtk xdotool gstreamer1.0-plugins-base
 	cups-ipp-utils
 	tshark procps systemd
+	openssl tinyproxy-bin
 	g++ make perl pkg-config libssl-dev
 "
 

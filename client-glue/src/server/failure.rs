@@ -162,7 +162,7 @@ pub enum ProxyFailure {
     /// A user's name cannot be told from its password.
     #[error("the user name for the proxy has a colon, or a control character")]
     User,
-    /// 407.
+    /// It wants to know who we are, or does not like who we are.
     #[error("{}", if *given { "it does not accept our user name and password" } else {
         "it wants a user name and a password: http://USER:PASSWORD@HOST:PORT"
     })]

@@ -45,7 +45,8 @@ pub(super) async fn connect(
             Progress::More if waiting == 0 => return Err(ProxyFailure::Closed),
             Progress::More => {}
             Progress::Done { status: 200..=299, .. } => return Ok(stream),
-            Progress::Done { status: 407, .. } => {
+            // 407 by the book; tinyproxy says 401.
+            Progress::Done { status: 401 | 407, .. } => {
                 return Err(ProxyFailure::Authentication { given: proxy.user.is_some() });
             }
             Progress::Done { status, reason, .. } => return Err(ProxyFailure::Refused { status, reason }),
