@@ -2,12 +2,12 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{connect, demo, dump, replay, serve};
+use crate::{connect, demo, dump, replay, serve, view};
 
 /// Brings what stands in a Spice user's network (printers, NAS, web interfaces) into reach of the VM.
 ///
 /// Beside the VM runs `spice-tunnel serve`, in front of QEMU's Spice port and behind one extra network card. At the
-/// user's desk runs `spice-tunnel connect`, next to any viewer. `spice-tunnel demo` shows the whole of it in one
+/// user's desk runs `spice-tunnel connect`, next to any viewer, or `spice-tunnel view`, which starts one. `spice-tunnel demo` shows the whole of it in one
 /// process, with nothing installed.
 #[derive(Debug, Parser)]
 #[command(name = "spice-tunnel", version, arg_required_else_help = true, after_help = AFTER_HELP)]
@@ -29,6 +29,8 @@ pub enum Command {
     Serve(serve::ServeArgs),
     /// At the user's desk: share services with the VM, next to any viewer
     Connect(connect::ConnectArgs),
+    /// At the user's desk: start a viewer and share services with the VM, both with one password
+    View(view::ViewArgs),
     /// Show every Spice message in a capture
     Dump(dump::DumpArgs),
     /// Show all of it in one process: a guest prints on a printer that only its user can reach

@@ -12,7 +12,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-pub use args::ConnectArgs;
+pub use args::{ConnectArgs, OutputArgs};
 use client_glue::server::{Credentials, LinkFailure, SpiceServer, TunnelLink};
 use client_glue::{Event, Events, Handle, Share, ShareError, TunnelConfig};
 use printer::Printer;
@@ -24,7 +24,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::check;
 use crate::open_files;
+use crate::prompt::{self, PromptError, Terminal};
 use crate::record::{self, Ends, Links};
 use crate::session_args::{PasswordSource, Session, SessionError};
 
@@ -58,6 +60,9 @@ pub enum Error {
         /// The file.
         file: PathBuf,
     },
+    /// The user was asked for the password.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
     /// A share was added twice, or too many.
     #[error(transparent)]
     Share(#[from] ShareError),
@@ -107,20 +112,32 @@ pub async fn run(args: ConnectArgs, shutdown: CancellationToken) -> Result<(), E
 pub async fn run_to(
     args: ConnectArgs,
     shutdown: CancellationToken,
-    out: impl AsyncWrite + Unpin,
+    mut out: impl AsyncWrite + Unpin,
 ) -> Result<(), Error> {
     let session = args.session.resolve()?;
     let shares = args.sharing.shares(&session)?;
     if let Some(file) = session.file.as_ref().filter(|file| file.tunnel_disabled) {
         return Err(Error::Disabled { file: file.path.clone() });
     }
-    let plan = Plan {
-        server: session.server.clone(),
-        credentials: session.credentials.clone(),
-        shares,
-        json: args.json,
+    if args.check {
+        let text = check::report(&session, &shares, None, args.output.json);
+        return check::print(out, &text).await.map_err(Error::Print);
+    }
+    let mut plan = Plan { server: session.server.clone(), credentials: session.credentials.clone(), shares };
+    let mut tries = 0..prompt::TRIES;
+    let outcome = loop {
+        let outcome = keep(&plan, &args.output, &shutdown, &mut out).await;
+        let refused = matches!(&outcome, Err(Error::Link(failure)) if prompt::may_help(failure));
+        if !refused || session.password_source != PasswordSource::Nowhere || tries.next().is_none() {
+            break outcome;
+        }
+        let Some(terminal) = Terminal::open() else { break outcome };
+        let question = format!("Password for {}: ", plan.server);
+        plan.credentials.password = tokio::select! {
+            typed = terminal.password(&question) => typed?,
+            () = shutdown.cancelled() => break Ok(()),
+        };
     };
-    let outcome = recorded(&args, &plan, &shutdown, out).await;
     // Not before: a viewer may be given the file as well, and removes it as it opens it.
     if let Some(file) = &session.file {
         file.remove();
@@ -129,15 +146,14 @@ pub async fn run_to(
 }
 
 /// What is to be done, once all that describes it was read.
-struct Plan {
-    server: SpiceServer,
-    credentials: Credentials,
-    shares: Vec<Share>,
-    json: bool,
+pub(crate) struct Plan {
+    pub(crate) server: SpiceServer,
+    pub(crate) credentials: Credentials,
+    pub(crate) shares: Vec<Share>,
 }
 
 /// A password from a file is most likely one that expires.
-fn explain(error: Error, session: &Session) -> Error {
+pub(crate) fn explain(error: Error, session: &Session) -> Error {
     match (error, &session.password_source) {
         (Error::Link(LinkFailure::WrongPassword { server, .. }), PasswordSource::ViewerFile(file)) => {
             Error::Expired { server, file: file.clone() }
@@ -146,28 +162,33 @@ fn explain(error: Error, session: &Session) -> Error {
     }
 }
 
-async fn recorded(
-    args: &ConnectArgs,
+/// Keeps the tunnel up, recorded where that is wanted.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) async fn keep(
     plan: &Plan,
+    output: &OutputArgs,
     shutdown: &CancellationToken,
     out: impl AsyncWrite + Unpin,
 ) -> Result<(), Error> {
-    let Some(path) = &args.capture else {
-        return Box::pin(share(plan, None, shutdown, out)).await;
+    let Some(path) = &output.capture else {
+        return Box::pin(share(plan, output.json, None, shutdown, out)).await;
     };
-    let (recording, links) = record::links(&args.rotation.options(path))?;
-    let outcome = Box::pin(share(plan, Some(&links), shutdown, out)).await;
+    let (recording, links) = record::links(&output.rotation.options(path))?;
+    let outcome = Box::pin(share(plan, output.json, Some(&links), shutdown, out)).await;
     recording.finish().await;
     outcome
 }
 
 async fn share(
     plan: &Plan,
+    json: bool,
     capture: Option<&Links>,
     shutdown: &CancellationToken,
     out: impl AsyncWrite + Unpin,
 ) -> Result<(), Error> {
-    let mut printer = Printer::new(out, plan.json);
+    let mut printer = Printer::new(out, json);
     let mut backoff = Backoff::default();
     let mut was_connected = false;
     loop {
@@ -313,7 +334,7 @@ impl Backoff {
 }
 
 /// An error with all its causes.
-fn in_full(error: &dyn std::error::Error) -> String {
+pub(crate) fn in_full(error: &dyn std::error::Error) -> String {
     let mut text = String::new();
     let mut next = Some(error);
     while let Some(error) = next {

@@ -7,6 +7,7 @@
 
 pub mod capture;
 pub mod causes;
+mod check;
 pub mod cli;
 pub mod connect;
 pub mod demo;
@@ -19,6 +20,7 @@ pub mod key_file;
 pub mod open_files;
 pub mod password;
 pub mod printer;
+pub mod prompt;
 pub mod proxy_uri;
 pub mod record;
 pub mod replay;
@@ -26,5 +28,6 @@ pub mod serve;
 pub mod session_args;
 pub mod shutdown;
 pub mod spice_uri;
+pub mod view;
 pub mod viewer_file;
 pub mod vm;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
-use client_glue::server::{Credentials, HttpProxy, Place, SpiceServer};
+use client_glue::server::{Credentials, HttpProxy, Place, SpiceServer, default_roots};
 use client_glue::{Share, ShareError};
 use spice_proto::ticket::{Password, PasswordError};
 use spice_proto::tls::{Connector, Roots, Subject, TlsError};
@@ -198,6 +198,9 @@ impl SessionArgs {
                 (file.server.clone(), file.username.clone(), file.password.clone(), Some(file))
             }
         };
+        if server.trust.roots == Roots::System {
+            server.trust.roots = default_roots();
+        }
         self.refine(&mut server)?;
         let path = file.as_ref().map(|file| file.path.clone());
         let (password, password_source) = match (&self.password_file, &self.password, known) {

@@ -40,6 +40,8 @@ pub struct ViewerFile {
     pub password: Option<Password>,
     /// What our own group lists. Whoever wrote the file chose it, not the user.
     pub shares: Vec<Share>,
+    /// The channels that must go over TLS, for a viewer: the tunnel does so anyway where it can.
+    pub secure_channels: Vec<String>,
     /// The channel is among the `disable-channels`.
     pub tunnel_disabled: bool,
     /// Whoever opens the file is to remove it.
@@ -200,8 +202,8 @@ impl Keys<'_> {
         }
         let place = self.place()?;
         let tls_port = matches!(place, Place::Tcp { tls_port: Some(_), .. });
-        let secured = self.list("secure-channels")?;
-        if !tls_port && let Some(channel) = secured.first() {
+        let secure_channels = self.list("secure-channels")?;
+        if !tls_port && let Some(channel) = secure_channels.first() {
             return wrong(
                 "secure-channels",
                 format!("it wants TLS for {channel:?}, but there is no tls-port to go to"),
@@ -230,6 +232,7 @@ impl Keys<'_> {
             username: self.string("username")?,
             password,
             shares: self.shares()?,
+            secure_channels,
             tunnel_disabled: self.list("disable-channels")?.iter().any(|channel| channel == "tunnel"),
             delete: self.flag("delete-this-file")?,
             text,

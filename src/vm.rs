@@ -447,7 +447,19 @@ impl Vm {
     /// # Errors
     /// QEMU's own error, or it ended.
     pub async fn qmp(&self, command: &str) -> Result<serde_json::Value, Error> {
-        self.qmp.lock().await.execute(command).await
+        self.qmp_with(command, serde_json::json!({})).await
+    }
+
+    /// The same with arguments, an object.
+    ///
+    /// # Errors
+    /// As [`Vm::qmp`].
+    pub async fn qmp_with(
+        &self,
+        command: &str,
+        arguments: serde_json::Value,
+    ) -> Result<serde_json::Value, Error> {
+        self.qmp.lock().await.execute(command, arguments).await
     }
 
     /// Whether QEMU still runs.
@@ -466,7 +478,7 @@ impl Vm {
     /// It does not end `within` the time: then it is killed.
     pub async fn quit(self, within: Duration) -> Result<ExitStatus, Error> {
         // QEMU may be gone before it answers.
-        let _ = self.qmp.lock().await.execute("quit").await;
+        let _ = self.qmp.lock().await.execute("quit", serde_json::json!({})).await;
         let mut child = self.child.lock().await;
         match timeout(within, child.wait()).await {
             Ok(status) => status.map_err(failed("qemu")),

@@ -24,6 +24,7 @@ mod session;
 mod soak;
 mod tls;
 mod traffic;
+mod view;
 mod viewers;
 mod vm;
 mod wireshark;

@@ -8,7 +8,8 @@ mod http;
 mod reach;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::hash::{BuildHasher, RandomState};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use spice_proto::handshake::{ClientLink, Deadlines, Linked};
@@ -176,14 +177,43 @@ impl SpiceServer {
     /// # Errors
     /// [`LinkFailure`]; see [`LinkFailure::is_final`].
     pub async fn link(&self, session_id: u32, credentials: &Credentials) -> Result<TunnelLink, LinkFailure> {
+        self.link_channel(ChannelType::TUNNEL, session_id, crate::channel_caps(), credentials).await
+    }
+
+    /// Whether these credentials are right, found out without a tunnel: of a server without one as well, and without
+    /// disturbing any session.
+    ///
+    /// Servers look at the ticket before they look at the session. So a link of `inputs` of a session that nobody has is
+    /// refused for its session if the ticket was right.
+    ///
+    /// Takes as long, and is as cancel safe, as [`SpiceServer::link`].
+    ///
+    /// # Errors
+    /// [`LinkFailure::WrongPassword`] if they are not right; anything else if that did not become clear.
+    pub async fn admits(&self, credentials: &Credentials) -> Result<(), LinkFailure> {
+        // A hasher's random keys are randomness enough; 0 would ask for a session of its own.
+        let nobodys = u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default().max(1);
+        match self.link_channel(ChannelType::INPUTS, nobodys, Vec::new(), credentials).await {
+            Ok(_) | Err(LinkFailure::NoCompanion { .. }) => Ok(()),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    async fn link_channel(
+        &self,
+        channel: ChannelType,
+        session_id: u32,
+        channel_caps: Vec<u32>,
+        credentials: &Credentials,
+    ) -> Result<TunnelLink, LinkFailure> {
         let (mut stream, ends, secure) = self.connect().await?;
         let asked = ClientLink {
             version: LinkVersion::V2,
-            channel_type: ChannelType::TUNNEL.0,
+            channel_type: channel.0,
             channel_id: 0,
             session_id,
             common_caps: CommonCaps::OURS,
-            channel_caps: crate::channel_caps(),
+            channel_caps,
         };
         let password = &credentials.password;
         match spice_proto::io::connect(&mut stream, asked, password, Deadlines::default()).await {
@@ -214,9 +244,15 @@ impl fmt::Display for SpiceServer {
     }
 }
 
-/// `HOST:PORT`, with brackets where they are due.
+/// `HOST:PORT`, with brackets round an IPv6 address. Proxmox's hosts have colons in them as well, and its proxy knows them
+/// without brackets only.
 fn authority(f: &mut impl fmt::Write, host: &str, port: u16) -> fmt::Result {
-    if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    let address = host.split('%').next().unwrap_or_default();
+    if address.parse::<Ipv6Addr>().is_ok() {
+        write!(f, "[{host}]:{port}")
+    } else {
+        write!(f, "{host}:{port}")
+    }
 }
 
 /// Whom viewers believe where nobody says otherwise: the authorities in `~/.spicec/spice_truststore.pem`, if there is such

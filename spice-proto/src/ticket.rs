@@ -54,6 +54,11 @@ impl Password {
         Self(Vec::new())
     }
 
+    /// As it is, for those who must send it as it is: SASL.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// Whether both are the same, in a time that does not depend on where they differ.
     pub fn matches(&self, other: &Self) -> bool {
         // Digests have one length, which the comparison needs; the passwords' own lengths differ.

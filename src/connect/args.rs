@@ -18,6 +18,18 @@ pub struct ConnectArgs {
     #[command(flatten)]
     pub sharing: SharingArgs,
 
+    /// What it says of itself.
+    #[command(flatten)]
+    pub output: OutputArgs,
+
+    /// Validate what was given, print what would be done, and connect nowhere
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// What a tunnel's user side says of itself.
+#[derive(Debug, Clone, Args)]
+pub struct OutputArgs {
     /// Print one JSON object a line instead of text
     #[arg(long)]
     pub json: bool,

@@ -17,13 +17,13 @@ impl Qmp {
     pub(super) async fn new(socket: UnixStream) -> Result<Self, Error> {
         let (reader, writer) = socket.into_split();
         let mut qmp = Self { reader: BufReader::new(reader), writer };
-        qmp.execute("qmp_capabilities").await?;
+        qmp.execute("qmp_capabilities", json!({})).await?;
         Ok(qmp)
     }
 
     /// Not cancel safe: the answer to a command given up would be taken for that of the next.
-    pub(super) async fn execute(&mut self, command: &str) -> Result<Value, Error> {
-        let line = format!("{}\n", json!({ "execute": command }));
+    pub(super) async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, Error> {
+        let line = format!("{}\n", json!({ "execute": command, "arguments": arguments }));
         self.writer.write_all(line.as_bytes()).await.map_err(failed("qemu's control socket"))?;
         loop {
             let mut line = String::new();

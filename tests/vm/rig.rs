@@ -323,7 +323,8 @@ impl Viewer {
         Self::start("spicy", command, screen, tempfile::tempdir().unwrap())
     }
 
-    fn start(name: &'static str, mut command: Command, screen: &Screen, home: TempDir) -> Self {
+    /// A program that is, or starts, a viewer.
+    pub(crate) fn start(name: &'static str, mut command: Command, screen: &Screen, home: TempDir) -> Self {
         // What is to be heard goes into a file: there are no loudspeakers.
         let sink =
             format!("appsrc name=appsrc ! filesink location={}/sound name=audiosink", home.path().display());
@@ -338,6 +339,11 @@ impl Viewer {
             .env("DBUS_SESSION_BUS_ADDRESS", "disabled:")
             .current_dir(home.path());
         Self { program: Program::start(name, command), home }
+    }
+
+    /// The program, and its home, which is gone when this is dropped.
+    pub(crate) fn apart(self) -> (Program, TempDir) {
+        (self.program, self.home)
     }
 
     /// The samples it has played so far.
