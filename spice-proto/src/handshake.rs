@@ -6,6 +6,7 @@
 //!                                  <-        link reply: key and capabilities
 //!   mechanism (both AUTH_SELECTION) ->       1, or refused
 //!   sealed ticket                  ->        Verdict: permit, or refuse
+//!   (or 2, and a SASL exchange: see [`crate::sasl`])
 //!                                  <-        link result
 //! ```
 //!
@@ -17,6 +18,8 @@
 //! Neither machine holds a key or a password: the server's shell decides over the ticket, the client's seals it.
 
 mod client;
+#[cfg(test)]
+mod sasl_tests;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -28,6 +31,7 @@ pub use server::{OnSasl, ServerHandshake, ServerNeeds};
 
 use crate::frame::HeaderForm;
 use crate::link::{ChannelType, CommonCaps, LinkError, LinkFault, LinkVersion};
+use crate::sasl::SaslFault;
 use crate::tunnel::Layout;
 
 /// What a finished link stage agreed on; the channel's messages follow on the same stream.
@@ -111,6 +115,10 @@ pub enum Step {
     ReplyHeader,
     /// Waiting for the server's link reply.
     LinkReply,
+    /// Waiting for the server's part of a SASL exchange.
+    Sasl,
+    /// The client's shell thinks of its part of a SASL exchange.
+    SaslAnswer,
     /// Waiting for the server's link result.
     LinkResult,
     /// Linked, or given up.
@@ -128,6 +136,8 @@ impl std::fmt::Display for Step {
             Self::Verdict => "the verdict over the ticket",
             Self::ReplyHeader => "the server's link header",
             Self::LinkReply => "the server's link reply",
+            Self::Sasl => "the server's SASL data",
+            Self::SaslAnswer => "our answer to the server's SASL data",
             Self::LinkResult => "the server's link result",
             Self::Over => "nothing more",
         })
@@ -163,11 +173,15 @@ pub enum HandshakeError {
     /// The client chose something else than the ticket.
     #[error("expected the client to choose authentication mechanism 1 (ticket), got {0}")]
     Mechanism(u32),
-    /// The server wants SASL, which we do not speak.
-    #[error(
-        "the server asks for SASL authentication, and we have only tickets; turn SASL off in it, or link through TLS with a ticket"
-    )]
+    /// The server wants SASL, which we did not offer.
+    #[error("the server asks for SASL authentication, and we offered only a ticket; give a username, and link through TLS")]
     SaslRequired,
+    /// A SASL exchange broke its format.
+    #[error("the SASL exchange is wrong: {0}")]
+    BadSasl(SaslFault),
+    /// The server does not accept what SASL told it.
+    #[error("the server does not accept the username or the password")]
+    SaslRejected,
     /// The server lets us choose, from nothing.
     #[error("expected the server to offer the ticket, got common capabilities {0:#x} without it")]
     NoMechanism(u32),
@@ -230,13 +244,14 @@ impl Shared {
         let whole = self.started + self.deadlines.total;
         match step {
             Step::Over => None,
-            Step::Decision | Step::Verdict => Some((whole, step)),
+            Step::Decision | Step::Verdict | Step::SaslAnswer => Some((whole, step)),
             Step::LinkHeader
             | Step::LinkMess
             | Step::Mechanism
             | Step::Ticket
             | Step::ReplyHeader
             | Step::LinkReply
+            | Step::Sasl
             | Step::LinkResult => Some((whole.min(self.step_started + self.deadlines.step), step)),
         }
     }

@@ -11,7 +11,8 @@ use crate::handshake::{
     ClientHandshake, ClientLink, ClientNeeds, Deadlines, HandshakeError, Linked, OnSasl, ServerHandshake,
     ServerNeeds, Step,
 };
-use crate::link::{LinkError, LinkMess, Welcome};
+use crate::link::{CommonCaps, LinkError, LinkMess, Welcome};
+use crate::sasl::Mechanisms;
 use crate::ticket::{Password, SealError, TicketKey, Undecryptable, seal};
 
 /// Why there is no link.
@@ -26,7 +27,37 @@ pub enum IoError {
     /// The server's key is not fit for a ticket.
     #[error(transparent)]
     Seal(#[from] SealError),
+    /// Our own half of SASL gave up.
+    #[error("cannot authenticate by SASL")]
+    Sasl(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
+
+/// A client's half of SASL: what a library for its mechanisms does.
+pub trait SaslClient: Send {
+    /// Chooses one of the mechanisms that the server offers, and gives its name and first data.
+    ///
+    /// # Errors
+    /// That none of them will do.
+    fn start(&mut self, offered: &Mechanisms) -> Result<SaslStart, SaslRefusal>;
+
+    /// Answers the server's data. With `complete` there is nothing to be answered any more, only to be verified.
+    ///
+    /// # Errors
+    /// That the server is not what it should be.
+    fn step(&mut self, data: Option<&[u8]>, complete: bool) -> Result<Option<Vec<u8>>, SaslRefusal>;
+}
+
+/// How an exchange begins.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SaslStart {
+    /// Name of the mechanism.
+    pub mechanism: String,
+    /// Its first data, if the client is the one to begin.
+    pub data: Option<Vec<u8>>,
+}
+
+/// Why a [`SaslClient`] gives up.
+pub type SaslRefusal = Box<dyn std::error::Error + Send + Sync>;
 
 /// How the server answers a link message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +82,23 @@ pub async fn connect<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    connect_with(stream, link, password, None, deadlines).await
+}
+
+/// Links as a client, with SASL where the server offers it and `sasl` is given, else with a ticket.
+///
+/// Only for a stream that is protected by TLS: the password may pass as it is. Not cancel safe, as [`connect`].
+pub async fn connect_with<S>(
+    stream: &mut S,
+    mut link: ClientLink,
+    password: &Password,
+    mut sasl: Option<&mut dyn SaslClient>,
+    deadlines: Deadlines,
+) -> Result<Linked, IoError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    link.common_caps.set(CommonCaps::AUTH_SASL, sasl.is_some());
     let mut machine = ClientHandshake::new(now(), deadlines, link);
     loop {
         flush(stream, &mut machine).await?;
@@ -59,6 +107,20 @@ where
             ClientNeeds::Ticket(key) => {
                 let sealed = seal(key, password)?;
                 machine.ticket(now(), &sealed)?;
+            }
+            ClientNeeds::SaslStart(offered) => {
+                let sasl = sasl.as_mut().ok_or(HandshakeError::OutOfStep(Step::SaslAnswer))?;
+                let SaslStart { mechanism, data } = sasl.start(offered).map_err(IoError::Sasl)?;
+                machine.sasl_start(now(), &mechanism, data.as_deref())?;
+            }
+            ClientNeeds::SaslStep { data, complete } => {
+                let sasl = sasl.as_mut().ok_or(HandshakeError::OutOfStep(Step::SaslAnswer))?;
+                let answer = sasl.step(data, complete).map_err(IoError::Sasl)?;
+                if complete {
+                    machine.sasl_agree(now())?;
+                } else {
+                    machine.sasl_step(now(), answer.as_deref())?;
+                }
             }
             ClientNeeds::Done => return Ok(machine.finish()?),
         }
@@ -234,7 +296,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::link::{CommonCaps, LinkVersion, TICKET_LEN};
+    use crate::link::{LinkVersion, TICKET_LEN};
 
     fn link() -> ClientLink {
         ClientLink {
@@ -307,7 +369,7 @@ mod tests {
                         }
                     }
                     ClientNeeds::Ticket(_) => machine.ticket(now(), &[0x5a; TICKET_LEN]).unwrap(),
-                    ClientNeeds::Done => panic!("linked"),
+                    other => panic!("{other:?}"),
                 }
             }
         };

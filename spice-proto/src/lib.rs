@@ -13,6 +13,7 @@
 //! | what do the link stage's bytes say | [`link`] |
 //! | how does a link come about | [`handshake`] |
 //! | how does a password travel | [`ticket`] |
+//! | how does SASL authenticate instead | [`sasl`] |
 //! | what can be wrong with a message | [`error`] |
 //! | what is a channel or message called | [`names`] |
 //! | how is a linked stream read as frames (feature `io`) | `frame_stream` |
@@ -32,6 +33,7 @@ pub mod link;
 pub mod main_channel;
 pub mod names;
 mod parse;
+pub mod sasl;
 #[cfg(test)]
 mod testing;
 pub mod ticket;

@@ -4,9 +4,10 @@ use std::time::Instant;
 
 use super::{Deadlines, HandshakeError, Linked, Shared, Step, header_form, layout};
 use crate::link::{
-    CommonCaps, HEADER_LEN, LinkError, LinkHeader, LinkMess, LinkReply, LinkVersion, MAGIC, MECHANISM_TICKET,
-    PUBLIC_KEY_LEN, TICKET_LEN, WORD_LEN, Welcome, put_u32,
+    CommonCaps, HEADER_LEN, LinkError, LinkHeader, LinkMess, LinkReply, LinkVersion, MAGIC, MECHANISM_SASL,
+    MECHANISM_TICKET, PUBLIC_KEY_LEN, TICKET_LEN, WORD_LEN, Welcome, put_u32,
 };
+use crate::sasl::{self, Exchange, Mechanisms, Outcome, Part, Side, Turn};
 
 /// What a client asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +20,8 @@ pub struct ClientLink {
     pub channel_id: u8,
     /// 0 for a new session (and for our companion), else the id from MAIN_INIT.
     pub session_id: u32,
-    /// Common capabilities, usually [`CommonCaps::OURS`].
+    /// Common capabilities, usually [`CommonCaps::OURS`]. With [`CommonCaps::AUTH_SASL`] in it SASL is chosen where the server
+    /// offers it; give that only to a server whose TLS certificate was right, for it will learn the password.
     pub common_caps: CommonCaps,
     /// Channel capability words.
     pub channel_caps: Vec<u32>,
@@ -32,6 +34,15 @@ pub enum ClientNeeds<'a> {
     Bytes(usize),
     /// [`ClientHandshake::ticket`], sealed for this key.
     Ticket(&'a [u8; PUBLIC_KEY_LEN]),
+    /// [`ClientHandshake::sasl_start`], with one of these.
+    SaslStart(&'a Mechanisms),
+    /// The mechanism's answer to this: [`ClientHandshake::sasl_step`], or with `complete` [`ClientHandshake::sasl_agree`].
+    SaslStep {
+        /// What the server sent; `None` differs from empty.
+        data: Option<&'a [u8]>,
+        /// The server is done. Whether it proved what it had to is for the mechanism to say.
+        complete: bool,
+    },
     /// Nothing: take the outcome by [`ClientHandshake::finish`].
     Done,
 }
@@ -41,14 +52,56 @@ enum ClientState {
     Header,
     Reply { header: LinkHeader },
     Ticket { welcome: Welcome },
+    Sasl { welcome: Welcome, sasl: Box<Sasl> },
     Result { welcome: Welcome },
     Linked(Linked),
     Failed(HandshakeError),
 }
 
+/// An exchange, with what the server said last.
+#[derive(Debug)]
+struct Sasl {
+    exchange: Exchange,
+    /// As on the wire, but for its length. INVARIANT: at most [`sasl::MAX_DATA`] bytes.
+    said: Vec<u8>,
+    /// The mechanism agrees to the server's being done.
+    agreed: bool,
+}
+
+impl Sasl {
+    fn needs(&self) -> ClientNeeds<'_> {
+        let data = sasl::data(&self.said);
+        match (self.exchange.part(), self.exchange.turn()) {
+            (_, Turn::Over(_)) => ClientNeeds::Done,
+            (Part::NameLength, Turn::Of(..)) => ClientNeeds::SaslStart(self.exchange.mechanisms()),
+            (_, Turn::Of(Side::Client, _)) => ClientNeeds::SaslStep { data, complete: false },
+            (Part::Verdict, Turn::Of(..)) if !self.agreed => ClientNeeds::SaslStep { data, complete: true },
+            (_, Turn::Of(Side::Server, lacking)) => ClientNeeds::Bytes(lacking),
+        }
+    }
+
+    /// Says what is due of us, and so has the turn go to the server.
+    fn say(&mut self, mut bytes: &[u8]) -> Result<(), HandshakeError> {
+        self.said.clear();
+        while let (Turn::Of(_, lacking), false) = (self.exchange.turn(), bytes.is_empty()) {
+            let (now, later) = bytes.split_at_checked(lacking).unwrap_or((bytes, &[]));
+            self.exchange.handle(Side::Client, now).map_err(HandshakeError::BadSasl)?;
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, bytes: &[u8]) -> Result<(), HandshakeError> {
+        if self.exchange.part() == Part::ServerData {
+            self.said.extend_from_slice(bytes);
+        }
+        self.exchange.handle(Side::Server, bytes).map_err(HandshakeError::BadSasl)
+    }
+}
+
 /// The link stage as the client sees it: as tolerant as spice-gtk, but with a cap on the reply's size (wire-reference 1.4).
 ///
-/// Getters: [`needs`](Self::needs). Commands: `ticket`. Inputs: `handle_bytes`, `handle_eof`, `handle_timeout`. Outputs,
+/// Getters: [`needs`](Self::needs). Commands: `ticket`, `sasl_start`, `sasl_step`, `sasl_agree`. Inputs: `handle_bytes`, `handle_eof`, `handle_timeout`. Outputs,
 /// in this order: `poll_transmit`, `needs`, `poll_timeout`.
 #[derive(Debug)]
 pub struct ClientHandshake {
@@ -86,15 +139,18 @@ impl ClientHandshake {
             ClientState::Header => ClientNeeds::Bytes(self.shared.lacking(HEADER_LEN)),
             ClientState::Reply { header } => ClientNeeds::Bytes(self.shared.lacking(header.size as usize)),
             ClientState::Ticket { welcome } => ClientNeeds::Ticket(&welcome.public_key),
+            ClientState::Sasl { sasl, .. } => sasl.needs(),
             ClientState::Result { .. } => ClientNeeds::Bytes(self.shared.lacking(WORD_LEN)),
             ClientState::Linked(_) | ClientState::Failed(_) => ClientNeeds::Done,
         }
     }
 
-    /// The server's reply, while its ticket is due.
+    /// The server's reply, from then on until the link is there.
     pub fn reply(&self) -> Option<&Welcome> {
         match &self.state {
-            ClientState::Ticket { welcome } | ClientState::Result { welcome } => Some(welcome),
+            ClientState::Ticket { welcome }
+            | ClientState::Sasl { welcome, .. }
+            | ClientState::Result { welcome } => Some(welcome),
             ClientState::Header
             | ClientState::Reply { .. }
             | ClientState::Linked(_)
@@ -120,9 +176,19 @@ impl ClientHandshake {
         }
     }
 
-    /// The server will send no more. Instead of a link reply that is how libspice-server says "no such channel".
+    /// The server will send no more. Instead of a link reply that is how libspice-server says "no such channel", and within
+    /// SASL "wrong".
     pub fn handle_eof(&mut self) -> HandshakeError {
-        let error = HandshakeError::Closed(self.at());
+        let error = match &self.state {
+            ClientState::Sasl { sasl, .. } if sasl.exchange.ends_in_rejection() => HandshakeError::SaslRejected,
+            ClientState::Header
+            | ClientState::Reply { .. }
+            | ClientState::Ticket { .. }
+            | ClientState::Sasl { .. }
+            | ClientState::Result { .. }
+            | ClientState::Linked(_)
+            | ClientState::Failed(_) => HandshakeError::Closed(self.at()),
+        };
         self.state = ClientState::Failed(error);
         error
     }
@@ -172,6 +238,58 @@ impl ClientHandshake {
         Ok(())
     }
 
+    /// Answers a [`ClientNeeds::SaslStart`] with the mechanism's name and its first data, if it begins with any.
+    pub fn sasl_start(
+        &mut self,
+        now: Instant,
+        mechanism: &str,
+        data: Option<&[u8]>,
+    ) -> Result<(), HandshakeError> {
+        let due = matches!(self.needs(), ClientNeeds::SaslStart(_));
+        let mut bytes = Vec::new();
+        sasl::put_name(&mut bytes, mechanism);
+        sasl::put_data(&mut bytes, data);
+        self.sasl_say(now, due, &bytes)
+    }
+
+    /// Answers a [`ClientNeeds::SaslStep`] that is not complete.
+    pub fn sasl_step(&mut self, now: Instant, data: Option<&[u8]>) -> Result<(), HandshakeError> {
+        let due = matches!(self.needs(), ClientNeeds::SaslStep { complete: false, .. });
+        let mut bytes = Vec::new();
+        sasl::put_data(&mut bytes, data);
+        self.sasl_say(now, due, &bytes)
+    }
+
+    /// Answers a [`ClientNeeds::SaslStep`] that is complete: the mechanism is content with what the server said.
+    pub fn sasl_agree(&mut self, now: Instant) -> Result<(), HandshakeError> {
+        let due = matches!(self.needs(), ClientNeeds::SaslStep { complete: true, .. });
+        if let (true, ClientState::Sasl { sasl, .. }) = (due, &mut self.state) {
+            sasl.agreed = true;
+        }
+        self.sasl_say(now, due, &[])
+    }
+
+    fn sasl_say(&mut self, now: Instant, due: bool, bytes: &[u8]) -> Result<(), HandshakeError> {
+        let outcome = match &mut self.state {
+            ClientState::Sasl { sasl, .. } if due => sasl.say(bytes),
+            ClientState::Header
+            | ClientState::Reply { .. }
+            | ClientState::Ticket { .. }
+            | ClientState::Sasl { .. }
+            | ClientState::Result { .. }
+            | ClientState::Linked(_)
+            | ClientState::Failed(_) => Err(HandshakeError::OutOfStep(self.at())),
+        };
+        match outcome {
+            Ok(()) => {
+                self.shared.outbox.extend_from_slice(bytes);
+                self.shared.next_step(now);
+            }
+            Err(error) => self.state = ClientState::Failed(error),
+        }
+        outcome
+    }
+
     /// The outcome, once `needs` says [`ClientNeeds::Done`].
     pub fn finish(self) -> Result<Linked, HandshakeError> {
         let step = self.at();
@@ -181,6 +299,7 @@ impl ClientHandshake {
             ClientState::Header
             | ClientState::Reply { .. }
             | ClientState::Ticket { .. }
+            | ClientState::Sasl { .. }
             | ClientState::Result { .. } => Err(HandshakeError::OutOfStep(step)),
         }
     }
@@ -190,6 +309,10 @@ impl ClientHandshake {
             ClientState::Header => Step::ReplyHeader,
             ClientState::Reply { .. } => Step::LinkReply,
             ClientState::Ticket { .. } => Step::Ticket,
+            ClientState::Sasl { .. } => match self.needs() {
+                ClientNeeds::SaslStart(_) | ClientNeeds::SaslStep { .. } => Step::SaslAnswer,
+                ClientNeeds::Bytes(_) | ClientNeeds::Ticket(_) | ClientNeeds::Done => Step::Sasl,
+            },
             ClientState::Result { .. } => Step::LinkResult,
             ClientState::Linked(_) | ClientState::Failed(_) => Step::Over,
         }
@@ -197,6 +320,19 @@ impl ClientHandshake {
 
     fn step(&mut self, now: Instant, rest: &mut &[u8]) -> Result<bool, HandshakeError> {
         let ClientNeeds::Bytes(lacking) = self.needs() else { return Ok(false) };
+        if let ClientState::Sasl { sasl, .. } = &mut self.state {
+            let (heard, later) = rest.split_at_checked(lacking).unwrap_or((rest, &[]));
+            *rest = later;
+            if heard.is_empty() {
+                return Ok(false);
+            }
+            let at = sasl.exchange.part();
+            sasl.hear(heard)?;
+            if sasl.exchange.part() != at {
+                self.shared.next_step(now);
+            }
+            return self.sasl_outcome();
+        }
         let wanted = self.shared.inbox.len() + lacking;
         if !self.shared.fill(wanted, rest) {
             return Ok(false);
@@ -218,8 +354,7 @@ impl ClientHandshake {
                             let (expected, got) = (self.link.version, header.version);
                             return Err(HandshakeError::OtherVersion { expected, got });
                         }
-                        self.check_offer(&welcome)?;
-                        ClientState::Ticket { welcome }
+                        self.offered(welcome)?
                     }
                 }
             }
@@ -233,15 +368,24 @@ impl ClientHandshake {
                     None => ClientState::Linked(self.linked(welcome)),
                 }
             }
-            other @ (ClientState::Ticket { .. } | ClientState::Linked(_) | ClientState::Failed(_)) => other,
+            other @ (ClientState::Ticket { .. }
+            | ClientState::Sasl { .. }
+            | ClientState::Linked(_)
+            | ClientState::Failed(_)) => other,
         };
         Ok(true)
     }
 
-    /// Whether the server takes a ticket, in spice-gtk's order of preference.
-    fn check_offer(&self, welcome: &Welcome) -> Result<(), HandshakeError> {
+    /// Goes on with what the server offers, in spice-gtk's order of preference.
+    fn offered(&mut self, welcome: Welcome) -> Result<ClientState, HandshakeError> {
         let common = welcome.common();
-        let selects = (common & self.link.common_caps).contains(CommonCaps::AUTH_SELECTION);
+        let both = common & self.link.common_caps;
+        let selects = both.contains(CommonCaps::AUTH_SELECTION);
+        if selects && both.contains(CommonCaps::AUTH_SASL) {
+            put_u32(&mut self.shared.outbox, MECHANISM_SASL);
+            let sasl = Sasl { exchange: Exchange::new(), said: Vec::new(), agreed: false };
+            return Ok(ClientState::Sasl { welcome, sasl: Box::new(sasl) });
+        }
         if selects && !common.contains(CommonCaps::AUTH_SPICE) {
             return Err(if common.contains(CommonCaps::AUTH_SASL) {
                 HandshakeError::SaslRequired
@@ -252,7 +396,19 @@ impl ClientHandshake {
         if welcome.has_no_key() {
             return Err(HandshakeError::NoKey);
         }
-        Ok(())
+        Ok(ClientState::Ticket { welcome })
+    }
+
+    /// Leaves the exchange when it is over.
+    fn sasl_outcome(&mut self) -> Result<bool, HandshakeError> {
+        let ClientState::Sasl { welcome, sasl } = &self.state else { return Ok(false) };
+        match sasl.exchange.turn() {
+            Turn::Of(..) => {}
+            Turn::Over(Outcome::Linked) => self.state = ClientState::Linked(self.linked(welcome.clone())),
+            Turn::Over(Outcome::Refused(error)) => return Err(HandshakeError::Refused(error)),
+            Turn::Over(Outcome::Rejected) => return Err(HandshakeError::SaslRejected),
+        }
+        Ok(true)
     }
 
     fn linked(&self, welcome: Welcome) -> Linked {
