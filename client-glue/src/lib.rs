@@ -71,6 +71,7 @@ mod handle;
 mod link;
 mod ready;
 pub mod resolve;
+mod sasl;
 pub mod server;
 mod session;
 mod share;

@@ -13,10 +13,13 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use spice_proto::handshake::{ClientLink, Deadlines, Linked};
+use spice_proto::io::{SaslClient, connect_with};
 use spice_proto::link::{ChannelType, CommonCaps, LinkVersion};
 use spice_proto::ticket::Password;
 use spice_proto::tls::{Roots, Trust};
 use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::sasl;
 
 pub use failure::{LinkFailure, ProxyFailure, Stage};
 
@@ -216,7 +219,9 @@ impl SpiceServer {
             channel_caps,
         };
         let password = &credentials.password;
-        match spice_proto::io::connect(&mut stream, asked, password, Deadlines::default()).await {
+        let mut sasl = sasl::client(credentials, secure);
+        let sasl = sasl.as_mut().map(|sasl| sasl as &mut dyn SaslClient);
+        match connect_with(&mut stream, asked, password, sasl, Deadlines::default()).await {
             Ok(linked) => Ok(TunnelLink { stream, linked, ends, secure }),
             Err(error) => {
                 drop(stream);

@@ -217,7 +217,7 @@ impl End {
             | Self::BadUpstream(_)
             | Self::Crypto(_)
             | Self::NotInit { .. } => true,
-            Self::Client(IoError::Io(_) | IoError::Seal(_))
+            Self::Client(IoError::Io(_) | IoError::Seal(_) | IoError::Sasl(_))
             | Self::Io(_)
             | Self::NoChannel
             | Self::NotOurs

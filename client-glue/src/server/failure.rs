@@ -5,11 +5,12 @@ use std::io;
 use std::time::Duration;
 
 use spice_proto::handshake::{HandshakeError, Step};
-use spice_proto::io::IoError;
+use spice_proto::io::{IoError, SaslRefusal};
 use spice_proto::link::{LinkError, LinkFault};
 use spice_proto::tls::TlsError;
 
 use super::SpiceServer;
+use crate::sasl;
 
 /// What was going on when time was up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,13 +101,23 @@ pub enum LinkFailure {
         /// The server.
         server: String,
     },
-    /// Wrong or expired ticket.
-    #[error("{server} does not accept the password: {}", if *given { "it is wrong, or has expired" } else { "none was given; use --password-file" })]
+    /// Wrong or expired ticket; with SASL the wrong password, or somebody it does not know.
+    #[error("{server} does not accept {}", unaccepted(*given, *user))]
     WrongPassword {
         /// The server.
         server: String,
         /// A password was given.
         given: bool,
+        /// A user name was asked for too.
+        user: bool,
+    },
+    /// The server wants SASL, and that cannot be.
+    #[error("cannot authenticate to {server} by SASL")]
+    Sasl {
+        /// The server.
+        server: String,
+        /// What is missing or wrong.
+        source: SaslRefusal,
     },
     /// The server knows no session that we could join.
     #[error(
@@ -223,6 +234,7 @@ impl LinkFailure {
             Self::Proxy { source, .. } => source.is_final(),
             Self::Misconfigured { .. }
             | Self::TlsPort { .. }
+            | Self::Sasl { .. }
             | Self::NeedsTls { .. }
             | Self::NeedsClear { .. } => true,
             Self::Connect { .. }
@@ -234,6 +246,15 @@ impl LinkFailure {
             | Self::NotNow { .. }
             | Self::Link { .. } => false,
         }
+    }
+}
+
+fn unaccepted(given: bool, user: bool) -> &'static str {
+    match (given, user) {
+        (true, false) => "the password: it is wrong, or has expired",
+        (false, false) => "the password: none was given; use --password-file",
+        (true, true) => "the user name or the password",
+        (false, true) => "the user name, for which no password was given; use --password-file",
     }
 }
 
@@ -274,7 +295,7 @@ pub(super) async fn explain(server: &SpiceServer, given: bool, error: IoError) -
             LinkFailure::NoTunnel { server: name }
         }
         IoError::Handshake(HandshakeError::Refused(LinkError::PermissionDenied)) => {
-            LinkFailure::WrongPassword { server: name, given }
+            LinkFailure::WrongPassword { server: name, given, user: false }
         }
         IoError::Handshake(HandshakeError::Refused(LinkError::BadConnectionId)) => {
             LinkFailure::NoCompanion { server: name }
@@ -291,6 +312,13 @@ pub(super) async fn explain(server: &SpiceServer, given: bool, error: IoError) -
         IoError::Handshake(HandshakeError::BadServer(source)) => {
             LinkFailure::NotSpice { server: name, source }
         }
+        IoError::Handshake(HandshakeError::SaslRejected) => {
+            LinkFailure::WrongPassword { server: name, given, user: true }
+        }
+        IoError::Handshake(HandshakeError::SaslRequired) => {
+            LinkFailure::Sasl { server: name, source: sasl::missing(secure) }
+        }
+        IoError::Sasl(source) => LinkFailure::Sasl { server: name, source },
         source @ (IoError::Handshake(_) | IoError::Io(_) | IoError::Seal(_)) => {
             LinkFailure::Link { server: name, source }
         }
