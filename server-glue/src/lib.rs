@@ -23,6 +23,7 @@ mod passage;
 pub mod proxy;
 mod registry;
 mod relay;
+mod sasl;
 pub mod session;
 mod standalone;
 pub mod stream;

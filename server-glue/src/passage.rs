@@ -15,13 +15,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::proxy::{End, Judged, Link, Reply, Trusted, TunnelPolicy, channel_name, refuse, within};
+use crate::proxy::{
+    End, Judged, Link, Reply, Trusted, TunnelPolicy, channel_name, finish_refused, refuse, within,
+};
 use crate::registry::MainSession;
 use crate::relay::{DISPLAY_INIT, MainWatch, Watch, relay, relay_blindly};
+use crate::sasl::{self, Ending};
 use crate::stream::{BoxStream, Leg, farewell};
 
 /// Bytes of a DISPLAY_INIT's body: cache id, cache size, dictionary id, window size.
-const DISPLAY_INIT_LEN: u32 = 1 + 8 + 1 + 4;
+pub(crate) const DISPLAY_INIT_LEN: u32 = 1 + 8 + 1 + 4;
 
 /// So long a display may take to start. libspice-server gives up on one after 30 s.
 const DISPLAY_START: Duration = Duration::from_secs(35);
@@ -50,9 +53,21 @@ pub(crate) async fn straight(
         let word = from_client::<4>(&mut client, deadlines.step, "the authentication mechanism").await?;
         auth.extend_from_slice(&word);
         let mechanism = u32::from_le_bytes(word);
-        if mechanism != MECHANISM_TICKET || welcome.has_no_key() {
+        if mechanism == MECHANISM_SASL && offers_sasl(&welcome) {
             server.write_all(&auth).await.map_err(End::Upstream)?;
-            return unseen(link, client, server, mess, &welcome, mechanism).await;
+            if !matches!(upstream, Leg::Tls(_)) {
+                return unseen(link, client, server, mess).await;
+            }
+            let ending = sasl::straight(&link, &mut client, &mut server).await?;
+            if ending != Ending::Accepted(None) {
+                return sasl::turn_away(client, ending).await;
+            }
+            let watch = watch(&link, mess);
+            client.write_all(&[0; 4]).await?;
+            return run(link.authenticated(), client, server, &welcome, mess, watch).await;
+        }
+        if mechanism != MECHANISM_TICKET || welcome.has_no_key() {
+            return sasl::not_offered(client, mechanism).await;
         }
     }
     auth.extend_from_slice(&from_client::<TICKET_LEN>(&mut client, deadlines.step, "the ticket").await?);
@@ -96,17 +111,35 @@ pub(crate) async fn display(
         }
         LinkReply::Welcome(welcome) => welcome,
     };
+    let secure = matches!(upstream, Leg::Tls(_));
     if welcome.has_no_key() {
         client.write_all(&reply.raw).await?;
-        return unseen(link, client, server, mess, &welcome, MECHANISM_SASL).await;
+        let word = from_client::<4>(&mut client, deadlines.step, "the authentication mechanism").await?;
+        if u32::from_le_bytes(word) != MECHANISM_SASL {
+            return sasl::not_offered(client, u32::from_le_bytes(word)).await;
+        }
+        server.write_all(&word).await.map_err(End::Upstream)?;
+        return if secure {
+            sasl::display(link, client, server, mess, &welcome).await
+        } else {
+            unseen(link, client, server, mess).await
+        };
     }
     let caps = (welcome.common_caps.clone(), welcome.channel_caps.clone());
-    let password = match link.judge(&mut client, &mut machine, caps).await? {
+    let password = match link.judge(&mut client, &mut machine, caps, None).await? {
         Judged::Right(password) => password,
         Judged::Refuse(error) => return refuse(client, machine, error).await,
-        Judged::Sasl => {
+        Judged::Sasl if offers_sasl(&welcome) => {
             server.write_all(&MECHANISM_SASL.to_le_bytes()).await.map_err(End::Upstream)?;
-            return unseen(link, client, server, mess, &welcome, MECHANISM_SASL).await;
+            return if secure {
+                sasl::display(link, client, server, mess, &welcome).await
+            } else {
+                unseen(link, client, server, mess).await
+            };
+        }
+        Judged::Sasl => {
+            machine.refuse_mechanism()?;
+            return finish_refused(client, machine).await;
         }
     };
     let Some(session) = link.inner.registry.find(mess.session_id) else {
@@ -151,15 +184,21 @@ async fn introduce(
         // The client was told otherwise; all that is left is to close, as when a session ends right after the link.
         return Err(End::Refused(error));
     }
+    let said = first_words(&mut server).await?;
+    Ok((server, said))
+}
+
+/// What a display's server says first.
+pub(crate) async fn first_words(server: &mut BoxStream) -> Result<Vec<u8>, End> {
     let mut said = vec![0; 4096];
     let reading = async { server.read(&mut said).await.map_err(End::Upstream) };
     let n = within(DISPLAY_START, "the Spice server's first display message", reading).await?;
     said.truncate(n);
-    Ok((server, said))
+    Ok(said)
 }
 
 /// Data stage of a link that both ends agreed on.
-async fn run(
+pub(crate) async fn run(
     link: Trusted,
     client: BoxStream,
     server: BoxStream,
@@ -170,9 +209,7 @@ async fn run(
     let peer = link.peer.name.clone();
     let channel = channel_name(mess.channel_type);
     tracing::info!(peer, channel, id = mess.channel_id, session = mess.session_id, "linked");
-    let both = mess.common() & welcome.common();
-    let header = if both.contains(CommonCaps::MINI_HEADER) { HeaderForm::Mini } else { HeaderForm::Full };
-    let outcome = relay(client, server, header, watch, &peer).await;
+    let outcome = relay(client, server, header_form(mess, welcome), watch, &peer).await;
     match outcome {
         Ok(()) => tracing::info!(peer, channel, "link closed"),
         Err(error) => tracing::info!(peer, channel, %error, "link broke"),
@@ -180,28 +217,43 @@ async fn run(
     Ok(())
 }
 
-/// Passes on what cannot be read along.
-async fn unseen(
-    link: Link,
-    client: BoxStream,
-    server: BoxStream,
-    mess: &LinkMess,
-    welcome: &Welcome,
-    mechanism: u32,
-) -> Result<(), End> {
+/// Form of the messages' headers.
+pub(crate) fn header_form(mess: &LinkMess, welcome: &Welcome) -> HeaderForm {
+    let both = mess.common() & welcome.common();
+    if both.contains(CommonCaps::MINI_HEADER) { HeaderForm::Mini } else { HeaderForm::Full }
+}
+
+/// libspice-server has no key where it wants SASL.
+fn offers_sasl(welcome: &Welcome) -> bool {
+    welcome.has_no_key() || welcome.common().contains(CommonCaps::AUTH_SASL)
+}
+
+/// Passes on what cannot be read along: SASL without TLS upstream, where the server has it encrypt all that follows. Nothing of
+/// it is known, neither whether it is authenticated nor its session, so that no tunnel can belong to it and no display in it
+/// can be shielded.
+async fn unseen(link: Link, client: BoxStream, server: BoxStream, mess: &LinkMess) -> Result<(), End> {
     let channel = channel_name(mess.channel_type);
-    tracing::info!(peer = %link.peer, channel, mechanism, "passes unseen, without a tunnel: no ticket");
+    tracing::info!(
+        peer = %link.peer,
+        channel,
+        "passes unseen, without a tunnel: SASL encrypts it; with TLS to the Spice server (--upstream-tls) it would not"
+    );
+    if link.peer.secure {
+        tracing::warn!(
+            peer = %link.peer,
+            channel,
+            "the client comes over TLS and the Spice server is reached without, where it asks for SASL that encrypts: clients over TLS do not have that; give the server's TLS port (--upstream-tls)"
+        );
+    }
     let peer = link.peer.clone();
-    let offered = welcome.has_no_key() || welcome.common().contains(CommonCaps::AUTH_SASL);
     let mut relaying = Box::pin(relay_blindly(client, server));
     let outcome = match timeout(link.inner.config.limits.deadlines.total, &mut relaying).await {
         Ok(outcome) => outcome,
         // Whether it is authenticated by now we cannot see. It had the time that anyone has, and counts as any from here on.
-        Err(_) if offered => {
+        Err(_) => {
             let _any = link.let_go();
             relaying.await
         }
-        Err(_) => return Err(End::Late("the end of an authentication that the server did not offer")),
     };
     if let Err(error) = outcome {
         tracing::info!(%peer, channel, %error, "link broke");
@@ -225,7 +277,7 @@ fn watch(link: &Link, mess: &LinkMess) -> Watch {
 }
 
 /// Connects upstream, asks, and reads the link reply.
-async fn ask(upstream: &Leg, limit: Duration, raw: &[u8]) -> Result<(BoxStream, Reply), End> {
+pub(crate) async fn ask(upstream: &Leg, limit: Duration, raw: &[u8]) -> Result<(BoxStream, Reply), End> {
     let mut server = upstream.connect(limit).await?;
     server.write_all(raw).await.map_err(End::Upstream)?;
     let reply = within(limit, "the Spice server's link reply", async {
@@ -251,7 +303,7 @@ fn closed(error: &io::Error) -> bool {
 }
 
 /// The client's whole DISPLAY_INIT. For as long as it likes, unless its session or upstream ends.
-async fn first_message(
+pub(crate) async fn first_message(
     client: &mut BoxStream,
     server: &mut BoxStream,
     header: HeaderForm,
@@ -299,7 +351,10 @@ async fn from_client<const N: usize>(
     Ok(bytes)
 }
 
-async fn from_server<const N: usize>(server: &mut BoxStream, limit: Duration) -> Result<[u8; N], End> {
+pub(crate) async fn from_server<const N: usize>(
+    server: &mut BoxStream,
+    limit: Duration,
+) -> Result<[u8; N], End> {
     let mut bytes = [0; N];
     let reading = async { server.read_exact(&mut bytes).await.map(drop).map_err(End::Upstream) };
     within(limit, "the Spice server's link result", reading).await?;

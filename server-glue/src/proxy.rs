@@ -7,7 +7,8 @@
 //! | tunnel | we are the server: own key, the ticket's verdict from upstream, then a [`TunnelLink`] for the VM's task |
 //! | display | we are the server for the link stage, with upstream's capabilities; upstream sees the ticket only once the client's first message is here, because a display link that ends before it kills QEMU |
 //! | any other | bytes pass, the ticket included, which is sealed for upstream |
-//! | any, with SASL | bytes pass unseen; what SASL encrypts cannot be read along |
+//! | any, with SASL over TLS upstream | the exchange passes and is followed; a tunnel's is judged by upstream, a display is shielded |
+//! | any, with SASL otherwise | bytes pass unseen; what SASL encrypts cannot be read along |
 //!
 //! Without an upstream ([`Backend::Standalone`]) there is only main, which we answer too, and the tunnel.
 //!
@@ -27,6 +28,7 @@ use spice_proto::io::{IoError, advance};
 use spice_proto::link::{
     ChannelType, CommonCaps, LinkError, LinkFault, LinkMess, LinkReply, TICKET_LEN, TunnelCaps, Welcome,
 };
+use spice_proto::sasl::SaslFault;
 use spice_proto::ticket::{CryptoError, Password, TicketKey};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -35,10 +37,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::challenge::Challenged;
 use crate::guard::{Admission, Bounds, Guard};
-use crate::oracle::{self, Verdict};
+use crate::oracle::{self, Inquiry, Verdict};
 use crate::registry::{Home, NoSeat, Present, Registry, Seat};
 use crate::stream::{BoxStream, Chain, ConnectError, Peer, Upstream, farewell};
-use crate::{passage, standalone};
+use crate::{passage, sasl, standalone};
 
 /// What a proxy does.
 #[derive(Clone, Debug)]
@@ -181,6 +183,12 @@ pub(crate) enum End {
     /// Something did not come in time.
     #[error("{0} did not come in time")]
     Late(&'static str),
+    /// A SASL exchange broke its format.
+    #[error("the SASL exchange is wrong: {0}")]
+    Sasl(SaslFault),
+    /// Upstream does not accept who came by SASL.
+    #[error("the Spice server does not accept the username or the password")]
+    SaslRejected,
     /// The client's first display message is not the one that must come first.
     #[error(
         "expected DISPLAY_INIT of 14 bytes as the first display message, got type {kind} with {size} bytes"
@@ -216,12 +224,14 @@ impl End {
             | Self::Upstream(_)
             | Self::BadUpstream(_)
             | Self::Crypto(_)
+            | Self::Sasl(_)
             | Self::NotInit { .. } => true,
             Self::Client(IoError::Io(_) | IoError::Seal(_) | IoError::Sasl(_))
             | Self::Io(_)
             | Self::NoChannel
             | Self::NotOurs
             | Self::Refused(_)
+            | Self::SaslRejected
             | Self::Late(_)
             | Self::Over(_) => false,
         }
@@ -368,13 +378,24 @@ impl Link {
         if self.peer.in_clear() && !in_clear {
             return refuse(stream, machine, LinkError::NeedSecured).await;
         }
-        let caps = (vec![CommonCaps::OURS.bits()], vec![TunnelCaps::OURS.bits()]);
-        match self.judge(&mut stream, &mut machine, caps).await? {
-            Judged::Right(_) => {}
-            Judged::Refuse(error) => return refuse(stream, machine, error).await,
-            Judged::Sasl => {
-                machine.refuse_mechanism()?;
-                return finish_refused(stream, machine).await;
+        let mut inquiry = match &self.inner.config.backend {
+            Backend::Upstream(upstream) => match self.inquire(upstream).await {
+                Some(inquiry) => Some(inquiry),
+                None => return refuse(stream, machine, LinkError::ChannelNotAvailable).await,
+            },
+            Backend::Standalone { .. } => None,
+        };
+        if let Some(inquiry) = inquiry.take_if(|inquiry| inquiry.wants_sasl()) {
+            (stream, machine) = sasl::tunnel(&self, stream, machine, mess, inquiry).await?;
+        } else {
+            let caps = (vec![CommonCaps::OURS.bits()], vec![TunnelCaps::OURS.bits()]);
+            match self.judge(&mut stream, &mut machine, caps, inquiry).await? {
+                Judged::Right(_) => {}
+                Judged::Refuse(error) => return refuse(stream, machine, error).await,
+                Judged::Sasl => {
+                    machine.refuse_mechanism()?;
+                    return finish_refused(stream, machine).await;
+                }
             }
         }
         let home = match self.inner.registry.home(mess.session_id, companion) {
@@ -436,12 +457,13 @@ impl Link {
     }
 
     /// Answers the link message with a key of our own and these capabilities (common and channel words), and finds out
-    /// about the ticket that comes.
+    /// about the ticket that comes: from upstream by this inquiry, or one of its own.
     pub(crate) async fn judge(
         &self,
         stream: &mut BoxStream,
         machine: &mut ServerHandshake,
         (common_caps, channel_caps): (Vec<u32>, Vec<u32>),
+        inquiry: Option<Inquiry>,
     ) -> Result<Judged, End> {
         let key = self.new_key().await?;
         machine
@@ -455,7 +477,7 @@ impl Link {
             }
         };
         self.pace().await?;
-        Ok(match self.verdict(&key, &ticket).await {
+        Ok(match self.verdict(&key, &ticket, inquiry).await {
             Some((Verdict::Right, Some(password))) => Judged::Right(password),
             Some(_) => {
                 self.wrong();
@@ -480,6 +502,7 @@ impl Link {
         &self,
         key: &TicketKey,
         ticket: &[u8; TICKET_LEN],
+        inquiry: Option<Inquiry>,
     ) -> Option<(Verdict, Option<Password>)> {
         let opened = key.open(ticket);
         let verdict = match &self.inner.config.backend {
@@ -492,9 +515,12 @@ impl Link {
                 if same && opened.is_ok() { Verdict::Right } else { Verdict::Wrong }
             }
             Backend::Upstream(upstream) => {
-                let deadlines = self.inner.config.limits.deadlines;
-                let registry = &self.inner.registry;
-                match oracle::ask(upstream, &self.peer, registry, &opened, deadlines).await {
+                let inquiry = match inquiry {
+                    Some(inquiry) => inquiry,
+                    None => self.inquire(upstream).await?,
+                };
+                let limit = self.inner.config.limits.deadlines.step;
+                match inquiry.ticket(&opened, limit).await {
                     Ok(verdict) => verdict,
                     Err(error) => {
                         tracing::warn!(peer = %self.peer, "{}", Chain(&error));
@@ -504,6 +530,18 @@ impl Link {
             }
         };
         Some((verdict, opened.ok()))
+    }
+
+    /// Begins to ask upstream about this client; `None` when it does not answer.
+    async fn inquire(&self, upstream: &Upstream) -> Option<Inquiry> {
+        let deadlines = self.inner.config.limits.deadlines;
+        match oracle::open(upstream, &self.peer, &self.inner.registry, deadlines).await {
+            Ok(inquiry) => Some(inquiry),
+            Err(error) => {
+                tracing::warn!(peer = %self.peer, "{}", Chain(&error));
+                None
+            }
+        }
     }
 
     /// Waits until this source's next ticket may be tried.
@@ -582,7 +620,7 @@ pub(crate) fn channel_name(channel_type: u8) -> &'static str {
     spice_proto::names::channel(channel_type).unwrap_or("unknown")
 }
 
-fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 

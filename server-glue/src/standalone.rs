@@ -36,7 +36,7 @@ pub(crate) async fn main(
     mess: &LinkMess,
 ) -> Result<(), End> {
     let caps = (vec![CommonCaps::OURS.bits()], Vec::new());
-    match link.judge(&mut stream, &mut machine, caps).await? {
+    match link.judge(&mut stream, &mut machine, caps, None).await? {
         Judged::Right(_) => {}
         Judged::Refuse(error) => return refuse(stream, machine, error).await,
         Judged::Sasl => {

@@ -174,7 +174,9 @@ pub enum HandshakeError {
     #[error("expected the client to choose authentication mechanism 1 (ticket), got {0}")]
     Mechanism(u32),
     /// The server wants SASL, which we did not offer.
-    #[error("the server asks for SASL authentication, and we offered only a ticket; give a username, and link through TLS")]
+    #[error(
+        "the server asks for SASL authentication, and we offered only a ticket; give a username, and link through TLS"
+    )]
     SaslRequired,
     /// A SASL exchange broke its format.
     #[error("the SASL exchange is wrong: {0}")]

@@ -369,7 +369,10 @@ mod tests {
                         }
                     }
                     ClientNeeds::Ticket(_) => machine.ticket(now(), &[0x5a; TICKET_LEN]).unwrap(),
-                    other => panic!("{other:?}"),
+                    other
+                    @ (ClientNeeds::SaslStart(_) | ClientNeeds::SaslStep { .. } | ClientNeeds::Done) => {
+                        panic!("{other:?}")
+                    }
                 }
             }
         };

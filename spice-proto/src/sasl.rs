@@ -295,10 +295,10 @@ impl Exchange {
 
     /// Who is to speak, and how much.
     pub fn turn(&self) -> Turn {
-        match self.part {
-            Part::Nothing => Turn::Over(self.outcome),
-            part => Turn::Of(part.side(), self.lacking),
+        if self.part == Part::Nothing {
+            return Turn::Over(self.outcome);
         }
+        Turn::Of(self.part.side(), self.lacking)
     }
 
     /// What is to come.
@@ -341,11 +341,7 @@ impl Exchange {
     /// Whether the server may link without another byte from the client.
     pub fn is_with_server(&self) -> bool {
         match self.part {
-            Part::ServerLength
-            | Part::ServerData
-            | Part::Complete
-            | Part::Verdict
-            | Part::LinkResult => true,
+            Part::ServerLength | Part::ServerData | Part::Complete | Part::Verdict | Part::LinkResult => true,
             Part::Nothing => self.outcome == Outcome::Linked,
             Part::ListLength
             | Part::List
@@ -414,9 +410,7 @@ impl Exchange {
             Part::Verdict | Part::LinkResult if word == MAGIC => return Err(SaslFault::SecondReply),
             Part::Verdict if number == 0 => self.expect(Part::LinkResult, WORD_LEN),
             Part::Verdict => self.expect(Part::TextLength, WORD_LEN),
-            Part::TextLength => {
-                self.length(number, MAX_TEXT, Part::Text, Part::Nothing)?;
-            }
+            Part::TextLength => self.length(number, MAX_TEXT, Part::Text, Part::Nothing)?,
             Part::Text => {
                 let text = String::from_utf8_lossy(data(kept).unwrap_or_default());
                 self.text = text.chars().filter(|sign| !sign.is_control()).collect();
@@ -435,11 +429,12 @@ impl Exchange {
         if got > limit {
             return Err(SaslFault::TooLong { part, limit, got });
         }
-        match (got, empty) {
-            (0, Part::Nothing) => self.over(Outcome::Rejected),
-            (0, Part::Complete) => self.expect(Part::Complete, 1),
-            (0, empty) => self.expect(empty, WORD_LEN),
-            (got, _) => self.expect(part, got as usize),
+        if got > 0 {
+            self.expect(part, got as usize);
+        } else if empty == Part::Nothing {
+            self.over(Outcome::Rejected);
+        } else {
+            self.expect(empty, if empty == Part::Complete { 1 } else { WORD_LEN });
         }
         Ok(())
     }

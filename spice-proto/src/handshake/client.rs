@@ -180,7 +180,9 @@ impl ClientHandshake {
     /// SASL "wrong".
     pub fn handle_eof(&mut self) -> HandshakeError {
         let error = match &self.state {
-            ClientState::Sasl { sasl, .. } if sasl.exchange.ends_in_rejection() => HandshakeError::SaslRejected,
+            ClientState::Sasl { sasl, .. } if sasl.exchange.ends_in_rejection() => {
+                HandshakeError::SaslRejected
+            }
             ClientState::Header
             | ClientState::Reply { .. }
             | ClientState::Ticket { .. }

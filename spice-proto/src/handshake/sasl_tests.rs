@@ -26,11 +26,8 @@ fn client(now: Instant) -> ClientHandshake {
 
 /// What libspice-server says up to its list.
 fn offer() -> Vec<u8> {
-    let welcome = Welcome {
-        public_key: Box::new([0; PUBLIC_KEY_LEN]),
-        common_caps: vec![0x0d],
-        channel_caps: vec![7],
-    };
+    let welcome =
+        Welcome { public_key: Box::new([0; PUBLIC_KEY_LEN]), common_caps: vec![0x0d], channel_caps: vec![7] };
     let mut bytes = Vec::new();
     LinkReply::Welcome(welcome).write(LinkVersion::V2, &mut bytes);
     put_u32(&mut bytes, u32::try_from(LIST.len()).unwrap());

@@ -15,8 +15,9 @@ pub enum ServerNeeds<'a> {
     Bytes(usize),
     /// [`ServerHandshake::welcome`], [`ServerHandshake::refuse`] or [`ServerHandshake::drop_silently`].
     Decision(&'a LinkMess),
-    /// The client chose SASL and the shell asked to hear of it: [`ServerHandshake::refuse_mechanism`], or take the
-    /// connection out of this machine's hands.
+    /// The client chose SASL and the shell asked to hear of it: [`ServerHandshake::refuse_mechanism`]; or the shell runs the
+    /// exchange up to its verdict itself, and answers by [`ServerHandshake::permit`] or [`ServerHandshake::refuse`] as after a
+    /// ticket; or it takes the connection out of this machine's hands.
     Sasl,
     /// [`ServerHandshake::permit`] or [`ServerHandshake::refuse`], after opening this sealed ticket.
     Verdict(&'a [u8; TICKET_LEN]),
@@ -39,7 +40,7 @@ enum ServerState {
     Mess { header: LinkHeader },
     Decision { asked: Asked },
     Mechanism { asked: Asked, ours: CommonCaps },
-    Sasl { asked: Asked },
+    Sasl { asked: Asked, ours: CommonCaps },
     Ticket { asked: Asked, ours: CommonCaps },
     Verdict { asked: Asked, ours: CommonCaps, ticket: Box<[u8; TICKET_LEN]> },
     Linked(Linked),
@@ -97,7 +98,7 @@ impl ServerHandshake {
             ServerState::Mess { header } => Some(header.version),
             ServerState::Decision { asked }
             | ServerState::Mechanism { asked, .. }
-            | ServerState::Sasl { asked }
+            | ServerState::Sasl { asked, .. }
             | ServerState::Ticket { asked, .. }
             | ServerState::Verdict { asked, .. } => Some(asked.version),
         }
@@ -183,18 +184,20 @@ impl ServerHandshake {
         Ok(())
     }
 
-    /// Answers a [`ServerNeeds::Decision`] by a link reply with this code, or a [`ServerNeeds::Verdict`] by a link result.
+    /// Answers a [`ServerNeeds::Decision`] by a link reply with this code, or a [`ServerNeeds::Verdict`] or an accepted SASL
+    /// exchange by a link result.
     pub fn refuse(&mut self, error: LinkError) -> Result<(), HandshakeError> {
         let at = self.at();
         match self.take() {
             ServerState::Decision { asked } => {
                 LinkReply::Refused(error).write(asked.version, &mut self.shared.outbox);
             }
-            ServerState::Verdict { .. } => put_u32(&mut self.shared.outbox, error.code()),
+            ServerState::Verdict { .. } | ServerState::Sasl { .. } => {
+                put_u32(&mut self.shared.outbox, error.code());
+            }
             ServerState::Header
             | ServerState::Mess { .. }
             | ServerState::Mechanism { .. }
-            | ServerState::Sasl { .. }
             | ServerState::Ticket { .. }
             | ServerState::Linked(_)
             | ServerState::Failed(_) => return self.out_of_step(at),
@@ -214,16 +217,19 @@ impl ServerHandshake {
     /// Answers a [`ServerNeeds::Sasl`] as any unknown mechanism.
     pub fn refuse_mechanism(&mut self) -> Result<(), HandshakeError> {
         let at = self.at();
-        let ServerState::Sasl { asked } = self.take() else { return self.out_of_step(at) };
+        let ServerState::Sasl { asked, .. } = self.take() else { return self.out_of_step(at) };
         let error = self.bad_mechanism(&asked, MECHANISM_SASL);
         self.state = ServerState::Failed(error);
         Ok(())
     }
 
-    /// Answers a [`ServerNeeds::Verdict`]: the ticket is right and the session is there.
+    /// Answers a [`ServerNeeds::Verdict`], or an accepted SASL exchange: the session is there.
     pub fn permit(&mut self) -> Result<(), HandshakeError> {
         let at = self.at();
-        let ServerState::Verdict { asked, ours, .. } = self.take() else { return self.out_of_step(at) };
+        let (ServerState::Verdict { asked, ours, .. } | ServerState::Sasl { asked, ours }) = self.take()
+        else {
+            return self.out_of_step(at);
+        };
         put_u32(&mut self.shared.outbox, 0);
         let peer_common = asked.mess.common();
         self.state = ServerState::Linked(Linked {
@@ -291,8 +297,8 @@ impl ServerHandshake {
             },
             ServerState::Mechanism { asked, ours } => {
                 match bytes.first_chunk().copied().map(u32::from_le_bytes) {
-                    Some(MECHANISM_TICKET) => ServerState::Ticket { asked, ours },
-                    Some(MECHANISM_SASL) if self.on_sasl == OnSasl::Ask => ServerState::Sasl { asked },
+                    Some(MECHANISM_TICKET) if !is_sasl_only(ours) => ServerState::Ticket { asked, ours },
+                    Some(MECHANISM_SASL) if self.on_sasl == OnSasl::Ask => ServerState::Sasl { asked, ours },
                     other => return Err(self.bad_mechanism(&asked, other.unwrap_or_default())),
                 }
             }
@@ -331,4 +337,9 @@ impl ServerHandshake {
         self.state = ServerState::Failed(error);
         Err(error)
     }
+}
+
+/// Whoever offers neither is asked for a ticket, as of old.
+fn is_sasl_only(ours: CommonCaps) -> bool {
+    ours.contains(CommonCaps::AUTH_SASL) && !ours.contains(CommonCaps::AUTH_SPICE)
 }

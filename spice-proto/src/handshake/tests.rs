@@ -246,6 +246,29 @@ mod as_server {
     }
 
     #[test]
+    fn sasl_in_other_hands_ends_in_a_link_result() {
+        let now = Instant::now();
+        let offering = |mechanism: u32| {
+            let mut machine = ServerHandshake::new(now, DEADLINES, OnSasl::Ask);
+            machine.handle_bytes(now, &plain(&[0x0d])).unwrap();
+            machine.welcome(now, Welcome { common_caps: vec![0x0d], ..welcome() }).unwrap();
+            let outcome = machine.handle_bytes(now, &mechanism.to_le_bytes());
+            (machine, outcome)
+        };
+        let (mut machine, _) = offering(2);
+        machine.permit().unwrap();
+        assert_eq!(machine.poll_transmit()[202..], [0; 4]);
+        assert_eq!(machine.finish().unwrap().header, HeaderForm::Mini);
+        let (mut machine, _) = offering(2);
+        machine.refuse(LinkError::BadConnectionId).unwrap();
+        assert_eq!(machine.poll_transmit()[202..], [8, 0, 0, 0]);
+        // Who offers nothing but SASL takes no ticket.
+        let (machine, outcome) = offering(1);
+        assert_eq!(outcome, Err(HandshakeError::Mechanism(1)));
+        assert_eq!(code(&machine.poll_transmit()[202..]), 3);
+    }
+
+    #[test]
     fn the_end_at_every_byte() {
         let input = [plain(&[0x0b]), 1u32.to_le_bytes().to_vec(), TICKET.to_vec()].concat();
         for length in 0..input.len() {

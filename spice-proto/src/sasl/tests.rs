@@ -14,11 +14,17 @@ fn scram() -> Script {
     put_name(&mut choice, "SCRAM-SHA-256");
     put_data(&mut choice, Some(b"n,,n=user@spice,r=fyko+d2lbbFgONRv9qkxdawL"));
     let mut proof = Vec::new();
-    put_data(&mut proof, Some(b"c=biws,r=fyko+d2lbbFgONRv9qkxdawL3rfcNHYJY1ZVvWVs7j,p=v0X8v3Bz2T0CJGbJQyF0X+HI4Ts="));
+    put_data(
+        &mut proof,
+        Some(b"c=biws,r=fyko+d2lbbFgONRv9qkxdawL3rfcNHYJY1ZVvWVs7j,p=v0X8v3Bz2T0CJGbJQyF0X+HI4Ts="),
+    );
     vec![
         (Side::Server, list(",SCRAM-SHA-256,SCRAM-SHA-1,DIGEST-MD5,PLAIN,")),
         (Side::Client, choice),
-        (Side::Server, step(Some(b"r=fyko+d2lbbFgONRv9qkxdawL3rfcNHYJY1ZVvWVs7j,s=QSXCR+Q6sek8bf92,i=4096"), 0)),
+        (
+            Side::Server,
+            step(Some(b"r=fyko+d2lbbFgONRv9qkxdawL3rfcNHYJY1ZVvWVs7j,s=QSXCR+Q6sek8bf92,i=4096"), 0),
+        ),
         (Side::Client, proof),
         (Side::Server, step(Some(b"v=rmF9pqV8S7suAoZWja4dJRkFsKQ="), 1)),
         (Side::Server, vec![0; 4]),
@@ -170,7 +176,9 @@ fn lengths_beyond_their_limits() {
         assert_eq!(fault(&script), long(Part::Text, MAX_TEXT, got));
     }
     // The longest ones pass.
-    assert!(run(&then(2, Side::Server, [word(MAX_DATA), vec![7; MAX_DATA as usize]].concat()), &[4096]).is_ok());
+    assert!(
+        run(&then(2, Side::Server, [word(MAX_DATA), vec![7; MAX_DATA as usize]].concat()), &[4096]).is_ok()
+    );
 }
 
 #[test]
