@@ -18,6 +18,7 @@ mod readme;
 mod record;
 mod replay;
 mod replay_netstack;
+mod sasl;
 mod serve_start;
 mod serve_tls;
 mod session;

@@ -3,7 +3,7 @@
 //!
 //! The guest is a boot sector ([`painter`]), so that a machine costs next to nothing and many can be tried.
 
-mod painter;
+pub(crate) mod painter;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, TcpListener};

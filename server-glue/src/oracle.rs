@@ -81,7 +81,8 @@ pub(crate) struct Inquiry {
 /// Begins to ask about a client.
 ///
 /// The question goes the way that the client's other links go. Where policy forbids that for inputs, a client in clear is
-/// asked about over TLS next; what came over TLS never goes out in clear, if there is TLS upstream at all.
+/// asked about over TLS next; what came over TLS never goes out in clear, if there is TLS upstream at all. SASL is asked over TLS
+/// in any case, if there is.
 pub(crate) async fn open(
     upstream: &Upstream,
     client: &Peer,
@@ -89,14 +90,19 @@ pub(crate) async fn open(
     deadlines: Deadlines,
 ) -> Result<Inquiry, OracleError> {
     let legs = legs(upstream, client);
+    let mut in_clear = None;
     for channel in ASKED {
         for leg in &legs {
-            if let Some(inquiry) = try_channel(leg, channel, unused_session(registry)?, deadlines).await? {
-                return Ok(inquiry);
+            match try_channel(leg, channel, unused_session(registry)?, deadlines).await? {
+                Some(inquiry) if inquiry.wants_sasl() && !inquiry.secure && upstream.tls.is_some() => {
+                    in_clear = Some(inquiry);
+                }
+                Some(inquiry) => return Ok(inquiry),
+                None => {}
             }
         }
     }
-    Err(OracleError::NoChannel { secure: client.secure })
+    in_clear.ok_or(OracleError::NoChannel { secure: client.secure })
 }
 
 fn legs(upstream: &Upstream, client: &Peer) -> Vec<Leg> {

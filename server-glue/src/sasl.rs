@@ -97,7 +97,7 @@ pub(crate) async fn exchange(
             }
             Side::Server => {
                 let reading = async { Ok(server.read(room).await.unwrap_or(0)) };
-                let limit = verdict_limit.max(left());
+                let limit = if exchange.is_with_server() { verdict_limit.max(left()) } else { left() };
                 let n = within(limit, "the Spice server's part of SASL", reading).await?;
                 if n == 0 {
                     // By an end, or by a reset, and without TLS's own goodbye.

@@ -262,6 +262,8 @@ impl Picture {
 pub(crate) struct Target<'a> {
     pub(crate) port: Option<u16>,
     pub(crate) tls_port: Option<u16>,
+    /// For SASL.
+    pub(crate) username: Option<&'a str>,
     pub(crate) password: Option<&'a str>,
     pub(crate) ca: Option<&'a Path>,
     pub(crate) subject: Option<&'a str>,
@@ -358,6 +360,7 @@ pub(crate) fn connection_file(target: &Target<'_>) -> String {
     let lines = [
         ("port", target.port.map(|port| port.to_string())),
         ("tls-port", target.tls_port.map(|port| port.to_string())),
+        ("username", target.username.map(str::to_owned)),
         ("password", target.password.map(str::to_owned)),
         ("ca", ca),
         ("host-subject", target.subject.map(str::to_owned)),

@@ -9,7 +9,7 @@ use spice_proto::base::{
 };
 use spice_proto::frame::{HeaderForm, put_header};
 use spice_proto::handshake::{ClientHandshake, ClientLink, Deadlines};
-use spice_proto::link::{CommonCaps, LinkError, LinkReply, LinkVersion, TICKET_LEN, Welcome};
+use spice_proto::link::{CommonCaps, LinkError, LinkReply, LinkVersion, PUBLIC_KEY_LEN, TICKET_LEN, Welcome};
 use spice_proto::main_channel::{
     ChannelEntry, Init, MainClientMessage, MainServerMessage, MigrateTarget, MouseModes,
 };
@@ -89,10 +89,30 @@ fn main() -> io::Result<()> {
         LinkReply::Refused(LinkError::NeedSecured).write(version, &mut input);
         save("link", &format!("client-{name}-refused"), &input)?;
     }
+    sasl(&save)?;
     netstack(&save)?;
     channels(&save)?;
     save("link", "server-websocket", b"\0\x0a\0GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     Ok(())
+}
+
+/// What a server with SASL says in a login of two steps, to a client that takes it; and both sides of one in a single step.
+fn sasl(save: &impl Fn(&str, &str, &[u8]) -> io::Result<()>) -> io::Result<()> {
+    let exchange = b"\x07\0\0\0,A,B-1,\x03\0\0\0ab\0\0\x03\0\0\0cd\0\x01\0\0\0\0";
+    for (end, result) in [("linked", &b"\0\0\0\0data"[..]), ("refused", b"\x08\0\0\0")] {
+        let mut input = vec![0x81, 3, 0];
+        let welcome = Welcome {
+            public_key: Box::new([0; PUBLIC_KEY_LEN]),
+            common_caps: vec![0x0d],
+            channel_caps: Vec::new(),
+        };
+        LinkReply::Welcome(welcome).write(LinkVersion::V2, &mut input);
+        input.extend_from_slice(exchange);
+        input.extend_from_slice(result);
+        save("link", &format!("client-sasl-{end}"), &input)?;
+    }
+    let both = b"\x01\x04\0\x07\0\0\0,A,B-1,\x03\0\0\0B-1\x03\0\0\0cd\0\0\0\0\0\x01\x01\0\0\0\x03\0\0\0no\0";
+    save("link", "sasl-rejected", both)
 }
 
 /// Conversations of a guest, in the operations of the target `netstack`.

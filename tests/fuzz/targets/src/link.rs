@@ -9,6 +9,7 @@ use spice_proto::handshake::{
 use spice_proto::link::{
     CommonCaps, LinkError, LinkMess, LinkReply, LinkVersion, MAX_SIZE, PUBLIC_KEY_LEN, TICKET_LEN, Welcome,
 };
+use spice_proto::sasl::{Exchange, MAX_DATA, SaslFault, Turn};
 use spice_proto::ticket::{Password, seal};
 
 use crate::input::Input;
@@ -33,6 +34,8 @@ pub fn link(bytes: &[u8]) {
         assert!(slow.said.len() <= whole.said.len());
     }
 
+    assert_eq!(follow(stream, stream.len().max(1)), follow(stream, piece));
+
     if let Ok(mess) = LinkMess::parse(stream) {
         let mut out = Vec::new();
         mess.write(LinkVersion::V2, &mut out);
@@ -48,6 +51,20 @@ pub fn link(bytes: &[u8]) {
             assert_eq!(LinkReply::parse(&out[16..]), Ok(reply));
         }
     }
+}
+
+/// A SASL exchange in which whoever's turn it is says what comes next.
+fn follow(stream: &[u8], piece: usize) -> (Result<(), SaslFault>, Turn, String) {
+    let mut exchange = Exchange::new();
+    let mut rest = stream;
+    let mut outcome = Ok(());
+    while let (Turn::Of(side, lacking), false, Ok(())) = (exchange.turn(), rest.is_empty(), outcome) {
+        assert!((1..=MAX_DATA as usize).contains(&lacking));
+        let (now, later) = rest.split_at(lacking.min(piece).min(rest.len()));
+        outcome = exchange.handle(side, now);
+        rest = later;
+    }
+    (outcome, exchange.turn(), exchange.text().to_owned())
 }
 
 /// What a link stage came to.
@@ -122,7 +139,11 @@ fn connect(choices: u8, stream: &[u8], piece: usize, pause: Duration) -> Outcome
         channel_type: 7,
         channel_id: 0,
         session_id: u32::from(choices >> 4),
-        common_caps: if choices & 4 == 0 { CommonCaps::OURS } else { CommonCaps::empty() },
+        common_caps: match choices & 0x84 {
+            0 => CommonCaps::OURS,
+            0x80 => CommonCaps::OURS | CommonCaps::AUTH_SASL,
+            _ => CommonCaps::empty(),
+        },
         channel_caps: vec![3],
     };
     let mut machine = ClientHandshake::new(now, Deadlines::default(), link);
@@ -143,7 +164,7 @@ fn connect(choices: u8, stream: &[u8], piece: usize, pause: Duration) -> Outcome
             rest = &rest[n..];
             match machine.needs() {
                 ClientNeeds::Bytes(n) => {
-                    assert!((1..=MAX_SIZE as usize).contains(&n));
+                    assert!((1..=MAX_DATA as usize).contains(&n));
                     assert!(rest.is_empty(), "bytes are wanted but not taken");
                     break;
                 }
@@ -154,6 +175,17 @@ fn connect(choices: u8, stream: &[u8], piece: usize, pause: Duration) -> Outcome
                         let _ = seal(key, &password);
                     }
                     assert_eq!(machine.ticket(now, &[7; TICKET_LEN]), Ok(()));
+                }
+                ClientNeeds::SaslStart(offered) => {
+                    let Some(name) = offered.names().next().map(str::to_owned) else { break 'pieces };
+                    assert_eq!(machine.sasl_start(now, &name, None), Ok(()));
+                }
+                ClientNeeds::SaslStep { complete: true, .. } => assert_eq!(machine.sasl_agree(now), Ok(())),
+                ClientNeeds::SaslStep { data, complete: false } => {
+                    let answer = data.map(|data| data.get(..8).unwrap_or(data).to_vec());
+                    if machine.sasl_step(now, answer.as_deref()).is_err() {
+                        break 'pieces;
+                    }
                 }
                 ClientNeeds::Done => break 'pieces,
             }
