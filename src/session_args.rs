@@ -24,7 +24,8 @@ pub struct SessionArgs {
     #[arg(value_name = "spice://HOST:PORT|FILE.vv")]
     pub address: Address,
 
-    /// With TLS: PEM file with the authorities that may have signed the server's certificate, instead of the system's
+    /// With TLS: PEM file with the authorities that may have signed the server's certificate, instead of those in
+    /// ~/.spicec/spice_truststore.pem, where that is, or the system's
     #[arg(long, value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
 
@@ -225,8 +226,11 @@ impl SessionArgs {
         if let Some((option, _)) = options.iter().find(|(_, given)| *given && !server.is_secure()) {
             return Err(SessionError::NotSecure { option, server: server.to_string() });
         }
-        if let Some(path) = &self.ca_file {
-            server.trust.roots = Roots::File(path.clone());
+        match &self.ca_file {
+            Some(path) => server.trust.roots = Roots::File(path.clone()),
+            // As viewers do.
+            None if server.trust.roots == Roots::System => server.trust.roots = default_roots(),
+            None => {}
         }
         if let Some(subject) = &self.host_subject {
             server.trust.subject = Some(subject.clone());

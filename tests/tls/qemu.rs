@@ -88,8 +88,7 @@ async fn qemu_is_believed_only_if_it_is_the_right_one() {
     assert!(error.to_string().contains("use spice+tls://"), "{error}");
 }
 
-/// The system's authorities are those that `SSL_CERT_FILE` names, whatever OpenSSL was built with; with a CA given they do
-/// not count.
+/// The system's authorities are those that `SSL_CERT_FILE` names; with a CA given they do not count.
 #[tokio::test]
 async fn the_systems_authorities_are_found() {
     let dirs = Dirs::new();
@@ -98,6 +97,7 @@ async fn the_systems_authorities_are_found() {
     let other = dirs.dir().join("ca.pem");
     std::fs::write(&other, Authority::new("another").pem()).unwrap();
     let qemu = Qemu::start(files.ca.parent().unwrap()).await;
+    let home = dirs.dir();
     let said = async |system: &Path, more: &[&Path]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_spice-tunnel"));
         command.args([
@@ -106,7 +106,7 @@ async fn the_systems_authorities_are_found() {
             "tcp://127.0.0.1:1",
             &format!("spice+tls://localhost:{}", qemu.tls_port),
         ]);
-        command.args(more).env("SSL_CERT_FILE", system).env("NO_COLOR", "1").env("HOME", "/nonexistent");
+        command.args(more).env("SSL_CERT_FILE", system).env("NO_COLOR", "1").env("HOME", &home);
         let output = soon("its end", command.stdin(Stdio::null()).kill_on_drop(true).output()).await.unwrap();
         assert!(!output.status.success());
         String::from_utf8_lossy(&output.stderr).into_owned()
@@ -116,5 +116,12 @@ async fn the_systems_authorities_are_found() {
     let text = said(&other, &[]).await;
     assert!(text.contains("cannot be trusted"), "{text}");
     let text = said(&files.ca, &[Path::new("--ca-file"), &other]).await;
+    assert!(text.contains("cannot be trusted"), "{text}");
+    // Viewers keep theirs here; it goes before the system's, and behind what is said.
+    std::fs::create_dir(home.join(".spicec")).unwrap();
+    std::fs::copy(&files.ca, home.join(".spicec/spice_truststore.pem")).unwrap();
+    let text = said(&other, &[]).await;
+    assert!(text.contains("offers no tunnel channel"), "{text}");
+    let text = said(&other, &[Path::new("--ca-file"), &other]).await;
     assert!(text.contains("cannot be trusted"), "{text}");
 }
