@@ -44,6 +44,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(15);
 
 /// Why a connection that the guest wanted was not made. The guest sees it refused.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum Refusal {
     /// The name could not be resolved.
     #[error("cannot find the host {host}: {problem}")]

@@ -1,65 +1,15 @@
-//! The client's side of a Spice tunnel: what the guest connects to becomes ordinary sockets here.
+#![doc = include_str!("../README.md")]
 //!
-//! A virtual machine stands somewhere else than its user. This crate runs the tunnel channel (type 7) of the user's
-//! Spice session and thereby lets the guest reach what the user *shares*: a printer, a NAS, a web page on the user's
-//! own machine. The guest finds each share at an address of its own in a small virtual network.
+//! # Where is what
 //!
-//! # Use
-//!
-//! Link a channel of type 7 by whatever means your Spice client has, advertising [`channel_caps`]; then hand the stream
-//! to [`tunnel`]. It gives a [`Handle`] for commands, [`Events`] to listen to, and a future that does all the work:
-//! spawn it, or poll it beside your own. Nothing runs elsewhere but dials and name lookups.
-//!
-//! ```no_run
-//! use std::time::Instant;
-//!
-//! use client_glue::{Event, TunnelConfig, tunnel};
-//! use spice_proto::{handshake::{ClientLink, Deadlines}, io, link::{ChannelType, CommonCaps, LinkVersion}, ticket::Password};
-//! use tokio::net::TcpStream;
-//!
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let mut stream = TcpStream::connect("vm-host.example:5930").await?;
-//! let link = ClientLink {
-//!     version: LinkVersion::V2,
-//!     channel_type: ChannelType::TUNNEL.0,
-//!     channel_id: 0,
-//!     session_id: 0,
-//!     common_caps: CommonCaps::OURS,
-//!     channel_caps: client_glue::channel_caps(),
-//! };
-//! let linked = io::connect(&mut stream, link, &Password::new("secret")?, Deadlines::default()).await?;
-//!
-//! let (handle, mut events, run) = tunnel(stream, linked, TunnelConfig::default());
-//! let running = tokio::spawn(run);
-//! handle.add_share("tcp://printer.lan:631?name=Office%20printer".parse()?)?;
-//!
-//! while let Some(event) = events.recv().await {
-//!     if let Event::Mapped { name, target, virtual_ip, port, .. } = event {
-//!         println!("{name}  {target}  ->  {virtual_ip}:{port}");
-//!     }
-//! }
-//! running.await??;
-//! # Ok(())
-//! # }
-//! ```
-//!
-//! # What it guarantees
-//!
-//! * **It dials nothing but shares.** A server that asks for anything else is refused, and names lead only where names
-//!   may lead: see [`resolve`]. Taking a share back resets its connections at once.
-//! * **It holds little.** An idle connection costs a socket and about a kilobyte (`examples/idle.rs` measures it). What a slow service has not
-//!   taken is bounded by the window of its socket, and over all sockets by
-//!   [`memory_budget`](tunnel_channel::Config::memory_budget).
-//! * **It tells the truth.** A service's end of stream, half-close, refusal and reset reach the guest as what they are,
-//!   and the guest's reach the service. When the tunnel ends, services see a reset, never a clean end.
-//! * **One slow party stops only itself.** Neither a service, nor the guest, nor whoever listens to the events.
-//!
-//! | question | module |
+//! | question | look at |
 //! | --- | --- |
+//! | how do I plug it in | [`tunnel`], [`Linked::tunnel`], [`companion()`] |
 //! | what can be shared | [`Share`] |
 //! | where may a name lead | [`resolve`] |
 //! | what happens in a tunnel | [`Event`] |
 //! | how is it steered | [`Handle`] |
+//! | where is a server, and which is the right one | [`server`] |
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 

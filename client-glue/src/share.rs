@@ -68,6 +68,7 @@ pub enum Host {
 
 /// Why something cannot be shared.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum ShareError {
     /// Not of the form `tcp://HOST:PORT`, with `?name=NAME&description=TEXT` behind it where wanted.
     #[error("`{given}` is not tcp://HOST:PORT or tcp://HOST:PORT?name=NAME: {problem}")]

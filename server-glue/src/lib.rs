@@ -1,4 +1,16 @@
-//! Beside the VM: NIC back ends, netstack, virtual addresses, bridge and the Spice session proxy.
+#![doc = include_str!("../README.md")]
+//!
+//! # Where is what
+//!
+//! | question | look at |
+//! | --- | --- |
+//! | how do I plug it in | [`network()`], [`Card`], [`Network::join`] |
+//! | how is the virtual network laid out | [`NetConfig`] |
+//! | which address does a device get | [`address`] |
+//! | what does the guest see while no tunnel is there | [`AwayConfig`] |
+//! | how are QEMU's cards reached | [`nic`] |
+//! | how does a stock Spice server get a tunnel | [`proxy`] |
+
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
 pub mod address;

@@ -86,6 +86,7 @@ pub struct NicSpecError(String);
 
 /// Why a NIC cannot be opened.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum NicError {
     /// Somebody answers at the socket.
     #[error("{} is in use by a running process: stop that one, or choose another path", .0.display())]
@@ -105,6 +106,7 @@ pub enum NicError {
 
 /// What [`Nic::ready`] waited for.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum NicEvent {
     /// A virtual machine is there.
     Connected,
@@ -119,6 +121,7 @@ pub enum NicEvent {
 
 /// Why a NIC's stream is over.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LinkError {
     /// It was closed by the other end.
     #[error("the virtual machine closed the NIC's stream")]
