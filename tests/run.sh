@@ -3,7 +3,7 @@
 # docs and the purity of the cores, runs every test (real QEMU, real viewers included), the demos and the fuzzers.
 #
 #   tests/run.sh            everything
-#   tests/run.sh STEP...    only these: install fmt clippy doc purity gtk test demo soak fuzz
+#   tests/run.sh STEP...    only these: install fmt clippy doc purity gtk semver test demo soak fuzz
 #
 # SOAK_SECONDS (default 60) is how long the soak makes trouble; it says its SOAK_SEED, with which it does the same again.
 # FUZZ_SECONDS (default 5) is how long each fuzz target runs.
@@ -31,6 +31,8 @@ step_gtk() {
     cargo fmt --manifest-path "$manifest" --check
     cargo clippy --manifest-path "$manifest" --target-dir target --all-targets -- -D warnings
 }
+# What breaks in the crates' public interfaces needs another version.
+step_semver() { tests/api/run.sh; }
 step_test() { cargo test --workspace --no-fail-fast; }
 step_demo() {
     cargo run --release --quiet -- demo
@@ -40,7 +42,7 @@ step_soak() { SOAK_SECONDS="${SOAK_SECONDS:-60}" cargo test --test spice-tunnel 
 step_fuzz() { tests/fuzz/run.sh "${FUZZ_SECONDS:-5}"; }
 
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(install fmt clippy doc purity gtk test demo soak fuzz)
+[ ${#steps[@]} -gt 0 ] || steps=(install fmt clippy doc purity gtk semver test demo soak fuzz)
 for step in "${steps[@]}"; do
     printf '\n==> %s\n' "$step"
     SECONDS=0
