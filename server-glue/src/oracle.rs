@@ -12,6 +12,7 @@ use spice_proto::link::{
 };
 use spice_proto::ticket::{CryptoError, Password, Undecryptable, seal};
 use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
 
 use crate::passage;
 use crate::proxy::End;
@@ -45,6 +46,9 @@ pub(crate) enum OracleError {
         /// The client came over TLS.
         secure: bool,
     },
+    /// It takes too long.
+    #[error("the Spice server could not be asked about a client within {0:?}")]
+    Late(Duration),
     /// openssl failed.
     #[error(transparent)]
     Crypto(#[from] CryptoError),
@@ -84,6 +88,16 @@ pub(crate) struct Inquiry {
 /// asked about over TLS next; what came over TLS never goes out in clear, if there is TLS upstream at all. SASL is asked over TLS
 /// in any case, if there is.
 pub(crate) async fn open(
+    upstream: &Upstream,
+    client: &Peer,
+    registry: &Registry,
+    deadlines: Deadlines,
+) -> Result<Inquiry, OracleError> {
+    let asking = open_in_turn(upstream, client, registry, deadlines);
+    timeout(deadlines.total, asking).await.unwrap_or(Err(OracleError::Late(deadlines.total)))
+}
+
+async fn open_in_turn(
     upstream: &Upstream,
     client: &Peer,
     registry: &Registry,
