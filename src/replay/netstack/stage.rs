@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
-use server_glue::bridge::Bridge;
+use server_glue::bridge::{AwayConfig, Bridge};
 use server_glue::netstack::{MacAddress, NetConfig, Netstack};
 use spice_proto::base::BaseServerMessage;
 use spice_proto::frame::{self, Split};
@@ -94,7 +94,7 @@ impl<'a> Stage<'a> {
             options: *options,
             report,
             survey,
-            bridge: Bridge::new(Netstack::new(config), book),
+            bridge: Bridge::new(Netstack::new(config), book).while_away(AwayConfig::default()),
             mac,
             budget: Budget::new(),
             base: None,
