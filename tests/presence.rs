@@ -156,6 +156,13 @@ async fn a_client_that_lives_stays_whoever_comes() {
     let mut rig = Rig::start(&[]).await;
     let (mut client, heard) = rig.joined(&["echo"]).await;
     let mut stream = rig.open(heard.address("echo")).await.unwrap();
+    // Whoever has no right ticket is not even a reason to ask.
+    let password = rig.dir.path().join("password");
+    std::fs::write(&password, "guessed").unwrap();
+    let mut stranger = rig.connect(&Heard::new(1), &["echo"]);
+    assert!(!soon("the stranger's end", stranger.child.wait()).await.unwrap().success());
+    assert!(!rig.serve.said().contains("asking whether it lives"));
+    std::fs::write(&password, "sesame").unwrap();
     let mut others: Vec<_> = (0..5).map(|_| rig.connect(&Heard::new(1), &["echo"])).collect();
     rig.serve.says("there is a tunnel already, and its client lives").await;
     for _ in 0..10 {
