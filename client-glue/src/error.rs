@@ -1,6 +1,6 @@
 //! Why a tunnel ended that should not have.
 
-use std::io;
+use std::{io, time::Duration};
 
 use spice_proto::error::FrameError;
 use thiserror::Error;
@@ -15,9 +15,15 @@ pub enum Error {
         /// Its channel type.
         got: u8,
     },
-    /// The server broke the protocol, or is dead.
+    /// The server broke the protocol.
     #[error("the server broke the tunnel's protocol")]
-    Violation(#[from] Violation),
+    Violation(#[source] Violation),
+    /// The server is dead, or the way to it broken.
+    #[error("the link is dead: nothing was heard for {after:?}")]
+    Dead {
+        /// For how long.
+        after: Duration,
+    },
     /// The server sent something that is no message.
     #[error("the server sent something that is no message")]
     Frame(#[from] FrameError),
@@ -35,10 +41,30 @@ pub enum Error {
     Link(#[from] io::Error),
 }
 
+impl From<Violation> for Error {
+    fn from(violation: Violation) -> Error {
+        match violation {
+            Violation::Silent { after } => Error::Dead { after },
+            violation @ (Violation::Malformed(_)
+            | Violation::UnknownMessage { .. }
+            | Violation::SubMessages { .. }
+            | Violation::BeforeInit { .. }
+            | Violation::InitTwice
+            | Violation::InitData { .. }
+            | Violation::NotNegotiated { .. }
+            | Violation::SocketOutOfRange { .. }
+            | Violation::NoSuchSocket { .. }
+            | Violation::SocketInUse { .. }
+            | Violation::NeverAnnounced { .. }
+            | Violation::NotReading { .. }) => Error::Violation(violation),
+        }
+    }
+}
+
 /// An error with all its causes.
-pub(crate) fn in_full(error: &Error) -> String {
+pub(crate) fn in_full(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
+    let mut cause = error.source();
     while let Some(error) = cause {
         text = format!("{text}: {error}");
         cause = error.source();

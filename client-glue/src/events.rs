@@ -5,6 +5,7 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::sync::Notify;
@@ -12,8 +13,24 @@ use tokio::sync::Notify;
 use crate::{dial::Refusal, share::ShareId};
 
 /// What happened in a tunnel.
+///
+/// One of [`tunnel`](crate::tunnel) begins with [`Event::Connected`] and ends with [`Event::Disconnected`]. A
+/// [`companion`](crate::companion()) goes through this:
+///
+/// ```text
+/// Linking ──► Connected ──► Mapped, Opened, … ──► Disconnected ──► Waiting ──► Linking
+///    └─────────────────── no link ─────────────────────────────────►┘
+/// ```
+///
+/// until [`Handle::shutdown`](crate::Handle::shutdown), or [`Event::GaveUp`].
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Event {
+    /// A companion tries to link.
+    Linking {
+        /// How often it has tried since it was last connected, this time included.
+        attempt: u32,
+    },
     /// The server said what it bears: shares are announced now.
     Connected {
         /// Most connections at a time.
@@ -63,20 +80,50 @@ pub enum Event {
         /// Why.
         reason: Refusal,
     },
-    /// So many [`Event::Opened`], [`Event::Closed`] and [`Event::Refused`] were dropped here, since the owner did
-    /// not fetch them in time.
+    /// So many events of connections, and of a companion's earlier states, were dropped here, since the owner did not
+    /// fetch them in time.
     Missed {
         /// How many.
         events: u64,
     },
-    /// The tunnel has ended, and every connection with it. The last event.
+    /// The tunnel has ended, and every connection with it. The last event, except of a companion.
     Disconnected {
+        /// Why, for people.
+        reason: String,
+    },
+    /// A companion has no tunnel, and waits before it tries again.
+    Waiting {
+        /// How long, unless the network changes, the machine wakes up, or [`Handle::probe_now`](crate::Handle::probe_now) is called.
+        wait: Duration,
+        /// Why there is no tunnel, for people.
+        reason: String,
+    },
+    /// A companion has no tunnel and tries no more. The last event.
+    GaveUp {
         /// Why, for people.
         reason: String,
     },
 }
 
-/// Names a connection within one tunnel; counted from 0, never used twice.
+impl Event {
+    /// It says how the tunnel stands.
+    fn is_state(&self) -> bool {
+        match self {
+            Event::Linking { .. }
+            | Event::Connected { .. }
+            | Event::Disconnected { .. }
+            | Event::Waiting { .. }
+            | Event::GaveUp { .. } => true,
+            Event::Mapped { .. }
+            | Event::Opened { .. }
+            | Event::Closed { .. }
+            | Event::Refused { .. }
+            | Event::Missed { .. } => false,
+        }
+    }
+}
+
+/// Names a connection of one tunnel or companion; counted from 0, never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
 
@@ -102,7 +149,7 @@ pub enum End {
 /// The events of one tunnel, for their one consumer.
 ///
 /// Connections come and go without waiting for the consumer: when it is slow, `Opened`, `Closed` and `Refused` are
-/// dropped and counted ([`Event::Missed`]). The others are never lost.
+/// dropped and counted ([`Event::Missed`]), and of a companion's states only the last one is kept. The others are never lost.
 pub struct Events {
     queue: Arc<Queue>,
 }
@@ -110,6 +157,19 @@ pub struct Events {
 /// The tunnel's end of [`Events`].
 pub(crate) struct EventSink {
     queue: Arc<Queue>,
+    scope: Scope,
+}
+
+/// Of how much an [`EventSink`] tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// Of all there is: its end is that of the events.
+    Whole,
+    /// Of one tunnel of several.
+    Tunnel {
+        /// And it has ended.
+        ended: bool,
+    },
 }
 
 struct Queue {
@@ -131,7 +191,7 @@ struct Inner {
 pub(crate) fn queue(capacity: usize) -> (EventSink, Events) {
     let inner = Inner { events: VecDeque::new(), capacity, missed: 0, ended: false, deaf: false };
     let queue = Arc::new(Queue { inner: Mutex::new(inner), stirred: Notify::new() });
-    (EventSink { queue: queue.clone() }, Events { queue })
+    (EventSink { queue: queue.clone(), scope: Scope::Whole }, Events { queue })
 }
 
 impl Events {
@@ -199,23 +259,57 @@ impl EventSink {
                     .retain(|queued| !matches!(queued, Event::Mapped { share: old, .. } if *old == share));
                 inner.events.push_back(event);
             }
+            // Links may come and go for ever: only how it stands now counts.
+            Event::Linking { .. }
+            | Event::Connected { .. }
+            | Event::Disconnected { .. }
+            | Event::Waiting { .. }
+                if full =>
+            {
+                let before = inner.events.len();
+                inner.events.retain(|queued| !queued.is_state());
+                let dropped = before.saturating_sub(inner.events.len());
+                inner.missed = inner.missed.saturating_add(u64::try_from(dropped).unwrap_or(u64::MAX));
+                inner.events.push_back(event);
+            }
             Event::Opened { .. }
             | Event::Closed { .. }
             | Event::Refused { .. }
             | Event::Mapped { .. }
+            | Event::Linking { .. }
             | Event::Connected { .. }
             | Event::Missed { .. }
-            | Event::Disconnected { .. } => inner.events.push_back(event),
+            | Event::Disconnected { .. }
+            | Event::Waiting { .. }
+            | Event::GaveUp { .. } => inner.events.push_back(event),
         }
         drop(inner);
         self.queue.stirred.notify_one();
     }
 
-    /// Queues the last event; later ones are ignored.
+    /// Queues the last event of the tunnel; later ends are ignored.
     pub(crate) fn end(&mut self, reason: String) {
-        if !std::mem::replace(&mut self.queue.lock().ended, true) {
+        let ended = match &mut self.scope {
+            Scope::Whole => std::mem::replace(&mut self.queue.lock().ended, true),
+            Scope::Tunnel { ended } => std::mem::replace(ended, true),
+        };
+        if !ended {
             self.push(Event::Disconnected { reason });
         }
+    }
+
+    /// For one tunnel of several: its end is not the last event.
+    pub(crate) fn of_tunnel(&self) -> EventSink {
+        EventSink { queue: self.queue.clone(), scope: Scope::Tunnel { ended: false } }
+    }
+
+    /// There are no more events behind these.
+    pub(crate) fn finish(&mut self, last: Option<Event>) {
+        if let Some(last) = last {
+            self.push(last);
+        }
+        self.queue.lock().ended = true;
+        self.queue.stirred.notify_one();
     }
 }
 
@@ -258,7 +352,12 @@ mod tests {
                 Event::Mapped { share, virtual_ip, .. } => format!("mapped {} {virtual_ip}", share.0),
                 Event::Missed { events } => format!("missed {events}"),
                 Event::Disconnected { reason } => reason.clone(),
-                Event::Connected { .. } | Event::Closed { .. } | Event::Refused { .. } => panic!("{event:?}"),
+                Event::Linking { .. }
+                | Event::Connected { .. }
+                | Event::Closed { .. }
+                | Event::Refused { .. }
+                | Event::Waiting { .. }
+                | Event::GaveUp { .. } => panic!("{event:?}"),
             });
         }
         told

@@ -23,6 +23,7 @@ pub struct Handle {
 pub(crate) enum Command {
     Add(Entry),
     Remove(ShareId),
+    Probe,
     Shutdown,
 }
 
@@ -70,10 +71,34 @@ impl Handle {
         known
     }
 
+    /// To be called when the server may be out of reach: the network is another one, or the machine woke up. The server
+    /// is asked whether it is there, and the tunnel given up if nothing comes from it within 3 s. A
+    /// [`companion`](crate::companion()) that waits for its next attempt links at once.
+    ///
+    /// No effect on a tunnel whose server cannot be asked, which is one without
+    /// [`PROBE`](spice_proto::link::TunnelCaps::PROBE).
+    pub fn probe_now(&self) {
+        // A tunnel that has ended need not be asked.
+        let _ = self.commands.send(Command::Probe);
+    }
+
     /// Ends the tunnel: connections are reset, the server is told, and the tunnel's future gives `Ok`.
     pub fn shutdown(&self) {
         // One that has ended needs no more.
         let _ = self.commands.send(Command::Shutdown);
+    }
+
+    /// All shares, for a tunnel that begins now, in the order in which they were added; it must not hear of them by commands, so those
+    /// that wait are taken away. `None`: a shutdown was among them.
+    pub(crate) fn shares(&self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Option<Vec<Entry>> {
+        let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Ok(command) = commands.try_recv() {
+            match command {
+                Command::Add(_) | Command::Remove(_) | Command::Probe => {}
+                Command::Shutdown => return None,
+            }
+        }
+        Some(book.entries())
     }
 }
 
@@ -135,6 +160,14 @@ impl ShareBook {
         Ok(entry)
     }
 
+    fn entries(&self) -> Vec<Entry> {
+        let of = |(id, share): (&ShareId, &Share)| {
+            let Device { group, name } = self.devices.get(&share.host)?;
+            Some(Entry { id: *id, share: share.clone(), group: *group, device: name.clone() })
+        };
+        self.shares.iter().filter_map(of).collect()
+    }
+
     fn remove(&mut self, share: ShareId) -> bool {
         self.shares.remove(&share).is_some()
     }
@@ -163,6 +196,23 @@ mod tests {
         assert!(book.remove(print.id) && book.remove(web.id) && !book.remove(web.id));
         let again = book.add(share("tcp://printer.lan:80?name=Web%20page")).unwrap();
         assert_eq!((again.group, &*again.device, again.id), (GroupId(0), "Printer", ShareId(3)));
+    }
+
+    #[test]
+    fn a_tunnel_that_begins_anew_gets_what_is_shared_now_and_nothing_twice() {
+        let (handle, mut commands) = Handle::new(10);
+        let print = handle.add_share(share("tcp://printer.lan:631?name=Printer")).unwrap();
+        handle.add_share(share("tcp://nas:445")).unwrap();
+        let web = handle.add_share(share("tcp://printer.lan:80")).unwrap();
+        handle.remove_share(print);
+        let shares = handle.shares(&mut commands).unwrap();
+        let of = |entry: &Entry| (entry.id, entry.group, entry.device.clone());
+        let expected = [(ShareId(1), GroupId(1), "nas".to_owned()), (web, GroupId(0), "Printer".to_owned())];
+        assert_eq!(shares.iter().map(of).collect::<Vec<_>>(), expected);
+        assert!(commands.try_recv().is_err());
+        handle.probe_now();
+        handle.shutdown();
+        assert_eq!(handle.shares(&mut commands), None);
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod error;
 mod events;
 mod handle;
 mod link;
+mod network;
 mod ready;
 pub mod resolve;
 mod sasl;
@@ -102,8 +103,19 @@ where
 {
     let (handle, commands) = Handle::new(config.channel.max_services);
     let (sink, events) = events::queue(config.event_capacity);
-    let run = async move { Box::pin(run(stream, linked, config, commands, sink)).await };
+    let run = async move {
+        let mut commands = commands;
+        let life = Life { shares: Vec::new(), next_connection: 0 };
+        Box::pin(run(stream, linked, config, &mut commands, sink, life)).await.result.map(|_| ())
+    };
     (handle, events, run)
+}
+
+/// What a tunnel begins with.
+struct Life {
+    shares: Vec<handle::Entry>,
+    /// The first connection's number.
+    next_connection: u64,
 }
 
 /// Runs one tunnel to its end.
@@ -111,16 +123,17 @@ async fn run<S>(
     stream: S,
     linked: Linked,
     config: TunnelConfig,
-    commands: tokio::sync::mpsc::UnboundedReceiver<handle::Command>,
+    commands: &mut tokio::sync::mpsc::UnboundedReceiver<handle::Command>,
     mut sink: events::EventSink,
-) -> Result<(), Error>
+    life: Life,
+) -> session::Outcome
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     if linked.channel_type != ChannelType::TUNNEL.0 {
         let error = Error::NotATunnel { got: linked.channel_type };
         sink.end(error.to_string());
-        return Err(error);
+        return session::Outcome { result: Err(error), ready: None, next_connection: life.next_connection };
     }
     let caps = TunnelCaps::from_words(&linked.peer_channel_caps) & TunnelCaps::OURS;
     let now = tokio::time::Instant::now();
@@ -129,7 +142,7 @@ where
     let dials = dial::Dials::new(Arc::default(), config.dial_deadline);
     let session = session::Session {
         link: FrameStream::new(stream, linked.header, &linked.leftover),
-        core: session::Core::new(channel, sink, dials),
+        core: session::Core::new(channel, sink, dials, life.shares, life.next_connection),
         commands,
         timer: Box::pin(tokio::time::sleep_until(now)),
     };

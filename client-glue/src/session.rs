@@ -57,59 +57,71 @@ const ROUNDS: usize = 16;
 /// How long a shutdown may take to tell the server.
 const GOODBYE: Duration = Duration::from_secs(1);
 
+/// How long the server has to answer when somebody doubts that it is there.
+const PROBE_WITHIN: Duration = Duration::from_secs(3);
+
 /// Services at a time whose connection outlives the guest's, until they have taken everything.
 const MAX_LINGERING: usize = 1024;
 
 /// A session before and while it runs.
-pub(crate) struct Session<S> {
+pub(crate) struct Session<'a, S> {
     pub(crate) link: FrameStream<S>,
     pub(crate) core: Core,
-    pub(crate) commands: UnboundedReceiver<Command>,
+    pub(crate) commands: &'a mut UnboundedReceiver<Command>,
     pub(crate) timer: Pin<Box<Sleep>>,
 }
 
 /// Why a session ends well.
-enum Ended {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
     Shutdown,
     Server,
     Migrated,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
+impl Ended {
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Ended::Shutdown => "shut down",
+            Ended::Server => "the server ended the tunnel",
+            Ended::Migrated => "the VM moves to another host",
+        }
+    }
+}
+
+/// What a session leaves behind.
+pub(crate) struct Outcome {
+    pub(crate) result: Result<Ended, Error>,
+    /// When INIT came.
+    pub(crate) ready: Option<tokio::time::Instant>,
+    /// The next connection's number.
+    pub(crate) next_connection: u64,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
     /// Runs the tunnel to its end.
     ///
     /// Cancel safe in that a dropped run leaves nothing behind: services see a reset, the link is closed.
-    pub(crate) async fn run(mut self) -> Result<(), Error> {
+    pub(crate) async fn run(mut self) -> Outcome {
         let outcome = match self.process_frames(now()) {
             Ok(None) => std::future::poll_fn(|cx| self.poll_turns(cx)).await,
             Ok(Some(ended)) => Ok(ended),
             Err(error) => Err(error),
         };
         self.core.drop_connections();
-        match outcome {
-            Ok(Ended::Shutdown) => {
-                self.core.channel.disconnect(0);
-                let told =
-                    tokio::time::timeout(GOODBYE, link::close(&mut self.link, &mut self.core.channel)).await;
-                if !matches!(told, Ok(Ok(()))) {
-                    debug!("the server could not be told that the tunnel ends");
-                }
-                self.core.events.end("shut down".to_owned());
-                Ok(())
-            }
-            Ok(Ended::Server) => {
-                self.core.events.end("the server ended the tunnel".to_owned());
-                Ok(())
-            }
-            Ok(Ended::Migrated) => {
-                self.core.events.end("the VM moves to another host".to_owned());
-                Ok(())
-            }
-            Err(error) => {
-                self.core.events.end(in_full(&error));
-                Err(error)
+        if let Ok(Ended::Shutdown) = outcome {
+            self.core.channel.disconnect(0);
+            let told =
+                tokio::time::timeout(GOODBYE, link::close(&mut self.link, &mut self.core.channel)).await;
+            if !matches!(told, Ok(Ok(()))) {
+                debug!("the server could not be told that the tunnel ends");
             }
         }
+        self.core.events.end(match &outcome {
+            Ok(ended) => ended.reason().to_owned(),
+            Err(error) => in_full(error),
+        });
+        Outcome { result: outcome, ready: self.core.ready_at, next_connection: self.core.next_connection }
     }
 
     fn poll_turns(&mut self, cx: &mut Context<'_>) -> Poll<Result<Ended, Error>> {
@@ -134,13 +146,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             match command {
                 Command::Add(entry) => self.core.add_share(entry),
                 Command::Remove(share) => self.core.remove_share(share),
+                Command::Probe => {
+                    if !self.core.channel.probe(now, PROBE_WITHIN) {
+                        debug!("the server cannot be asked whether it is there");
+                    }
+                }
                 Command::Shutdown => return Ok(Turn::Ended(Ended::Shutdown)),
             }
         }
         if let Poll::Ready(read) = self.link.poll_fill(cx)? {
             moved = true;
             if read == 0 {
-                return match (self.core.is_ready, self.link.partial()) {
+                return match (self.core.ready_at.is_some(), self.link.partial()) {
                     (false, _) => Err(Error::NeverBegan),
                     (true, 0) => Ok(Turn::Ended(Ended::Server)),
                     (true, have) => Err(Error::Truncated { have }),
@@ -197,7 +214,8 @@ enum Turn {
 /// The channel and all that hangs on it: everything but the link.
 pub(crate) struct Core {
     channel: Channel,
-    is_ready: bool,
+    /// When the server's INIT came.
+    ready_at: Option<tokio::time::Instant>,
     events: EventSink,
     dials: Dials,
     /// Shares that wait for the server's INIT.
@@ -225,16 +243,23 @@ enum Slot {
 }
 
 impl Core {
-    pub(crate) fn new(channel: Channel, events: EventSink, dials: Dials) -> Core {
+    /// A core that announces `shares` as soon as it can, and numbers connections from `next_connection` on.
+    pub(crate) fn new(
+        channel: Channel,
+        events: EventSink,
+        dials: Dials,
+        shares: Vec<Entry>,
+        next_connection: u64,
+    ) -> Core {
         Core {
             channel,
-            is_ready: false,
+            ready_at: None,
             events,
             dials,
-            waiting: Vec::new(),
+            waiting: shares,
             offers: BTreeMap::new(),
             slots: BTreeMap::new(),
-            next_connection: 0,
+            next_connection,
             ready: Arc::default(),
             queue: VecDeque::new(),
             parked: VecDeque::new(),
@@ -243,7 +268,7 @@ impl Core {
     }
 
     fn add_share(&mut self, entry: Entry) {
-        if !self.is_ready {
+        if self.ready_at.is_none() {
             self.waiting.push(entry);
             return;
         }
@@ -299,7 +324,7 @@ impl Core {
     fn on_event(&mut self, event: ChannelEvent<'_>) -> Option<Ended> {
         match event {
             ChannelEvent::Ready { max_sockets, max_data } => {
-                self.is_ready = true;
+                self.ready_at = Some(tokio::time::Instant::now());
                 self.events.push(Event::Connected { max_sockets, max_data });
                 for entry in std::mem::take(&mut self.waiting) {
                     self.add_share(entry);
