@@ -2,43 +2,30 @@
 //!
 //! It links the tunnel channel by itself, as a *companion*: with session id 0 and the ticket. The server joins it to the
 //! one live session; where none lives, the tunnel stands alone until a session begins, and is ended then. So a
-//! tunnel that ended is linked again, with the ticket, for as long as the program runs.
+//! tunnel that ended is linked again, with the ticket, for as long as the program runs: [`client_glue::companion()`] does
+//! that.
 
 mod args;
+mod joined;
 mod printer;
 
-use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 pub use args::{ConnectArgs, OutputArgs};
-use client_glue::server::{Credentials, LinkFailure, SpiceServer, TunnelLink};
-use client_glue::{Event, Events, Handle, Share, ShareError, TunnelConfig};
-use printer::Printer;
-use spice_proto::handshake::Linked;
-use spice_proto::names::Sender;
+use client_glue::server::{Credentials, LinkFailure, SpiceServer};
+use client_glue::{CompanionError, Share, ShareError};
+use joined::share;
 use thiserror::Error as ThisError;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::task::JoinSet;
+use tokio::io::AsyncWrite;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use crate::check;
 use crate::open_files;
 use crate::prompt::{self, PromptError, Terminal};
-use crate::record::{self, Ends, Links};
+use crate::record;
 use crate::session_args::{PasswordSource, Session, SessionError};
-
-/// Waits between attempts to link again: the first, and the longest.
-const FIRST_WAIT: Duration = Duration::from_millis(500);
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
-
-/// What is printed must be taken within this time after a shutdown.
-const LAST_PRINT: Duration = Duration::from_secs(1);
-
-/// A tunnel that lived for so long was a good one: the next attempt waits shortly again.
-const GOOD_LIFE: Duration = Duration::from_secs(10);
 
 /// Why `connect` failed.
 #[derive(Debug, ThisError)]
@@ -72,23 +59,24 @@ pub enum Error {
     /// There is no link.
     #[error(transparent)]
     Link(#[from] LinkFailure),
-    /// The link was fine and then closed.
-    #[error("{server} closed the tunnel at once: there is another one already, it seems")]
-    Occupied {
-        /// The server.
-        server: String,
-    },
-    /// The tunnel itself failed.
-    #[error("the tunnel to {server} failed")]
-    Tunnel {
-        /// The server.
-        server: String,
-        /// What happened.
-        source: client_glue::Error,
-    },
+    /// There was a link, and will be no other.
+    #[error(transparent)]
+    Companion(CompanionError),
     /// Nobody reads what is printed.
     #[error("cannot print")]
     Print(#[source] io::Error),
+}
+
+impl From<CompanionError> for Error {
+    fn from(error: CompanionError) -> Self {
+        match error {
+            CompanionError::Link(failure) => Self::Link(failure),
+            other @ (CompanionError::Occupied { .. }
+            | CompanionError::Tunnel { .. }
+            | CompanionError::Expired { .. }
+            | _) => Self::Companion(other),
+        }
+    }
 }
 
 /// Shares `args.shares` with the VM behind `args.server`, and prints what the guest reaches where, until `shutdown`.
@@ -98,7 +86,7 @@ pub enum Error {
 /// # Errors
 ///
 /// [`Error`], when what was asked for makes no sense, or when the first attempt to link fails. Once there was a
-/// tunnel, it is linked again for ever.
+/// tunnel, it is linked again, unless that is of no use any more ([`client_glue::CompanionError`]).
 pub async fn run(args: ConnectArgs, shutdown: CancellationToken) -> Result<(), Error> {
     debug!(limit = ?open_files::raise_limit(), "open files");
     run_to(args, shutdown, tokio::io::stdout()).await
@@ -173,164 +161,12 @@ pub(crate) async fn keep(
     out: impl AsyncWrite + Unpin,
 ) -> Result<(), Error> {
     let Some(path) = &output.capture else {
-        return Box::pin(share(plan, output.json, None, shutdown, out)).await;
+        return Box::pin(share(plan, output, None, shutdown, out)).await;
     };
     let (recording, links) = record::links(&output.rotation.options(path))?;
-    let outcome = Box::pin(share(plan, output.json, Some(&links), shutdown, out)).await;
+    let outcome = Box::pin(share(plan, output, Some(&links), shutdown, out)).await;
     recording.finish().await;
     outcome
-}
-
-async fn share(
-    plan: &Plan,
-    json: bool,
-    capture: Option<&Links>,
-    shutdown: &CancellationToken,
-    out: impl AsyncWrite + Unpin,
-) -> Result<(), Error> {
-    let mut printer = Printer::new(out, json);
-    let mut backoff = Backoff::default();
-    let mut was_connected = false;
-    loop {
-        let started = Instant::now();
-        let link = tokio::select! {
-            link = Box::pin(plan.server.link(0, &plan.credentials)) => link.map_err(Error::from),
-            () = shutdown.cancelled() => return Ok(()),
-        };
-        let outcome = match link {
-            // It hears of the shutdown itself, and says goodbye.
-            Ok(TunnelLink { stream, linked, ends, .. }) => match capture {
-                None => {
-                    let run = tunnel(plan, stream, linked, shutdown, &mut printer, &mut was_connected);
-                    Box::pin(run).await
-                }
-                Some(links) => {
-                    let ends = ends.map(|(client, server)| Ends { client, server });
-                    let stream = links.tap(stream, &linked, Sender::Client, ends);
-                    let run = tunnel(plan, stream, linked, shutdown, &mut printer, &mut was_connected);
-                    Box::pin(run).await
-                }
-            },
-            Err(error) => Err(error),
-        };
-        if shutdown.is_cancelled() {
-            return Ok(());
-        }
-        match outcome {
-            Err(error @ Error::Print(_)) => return Err(error),
-            Err(error) if !was_connected => return Err(error),
-            Err(error) => warn!(error = in_full(&error), "no tunnel at the moment"),
-            Ok(()) => info!("the server ended the tunnel; linking again"),
-        }
-        if started.elapsed() >= GOOD_LIFE {
-            backoff = Backoff::default();
-        }
-        let wait = backoff.next();
-        debug!(?wait, "waiting before the next attempt");
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = shutdown.cancelled() => return Ok(()),
-        }
-    }
-}
-
-/// Runs one tunnel to its end.
-async fn tunnel(
-    plan: &Plan,
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    linked: Linked,
-    shutdown: &CancellationToken,
-    printer: &mut Printer<impl AsyncWrite + Unpin>,
-    was_connected: &mut bool,
-) -> Result<(), Error> {
-    let (handle, mut events, run) = client_glue::tunnel(stream, linked, TunnelConfig::default());
-    printer.names.clear();
-    for share in &plan.shares {
-        let id = handle.add_share(share.clone())?;
-        printer.names.insert(id, (share.name.clone(), share.target()));
-    }
-    let listen = listen(&handle, &mut events, shutdown, printer, was_connected, &plan.server);
-    // A task of its own, which ends with this call: printing must not hold it up.
-    let mut running = JoinSet::new();
-    running.spawn(run);
-    let heard = listen.await;
-    let ended = match running.join_next().await {
-        Some(Ok(ended)) => ended,
-        Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        // The runtime itself is going down.
-        Some(Err(_)) | None => Ok(()),
-    };
-    heard.map_err(Error::Print)?;
-    let server = plan.server.to_string();
-    ended.map_err(|source| match source {
-        client_glue::Error::NeverBegan => Error::Occupied { server },
-        source @ (client_glue::Error::NotATunnel { .. }
-        | client_glue::Error::Violation(_)
-        | client_glue::Error::Frame(_)
-        | client_glue::Error::Truncated { .. }
-        | client_glue::Error::Link(_)) => Error::Tunnel { server, source },
-    })
-}
-
-/// Prints the events of one tunnel to the last. Ends the tunnel on `shutdown`, and when nothing can be printed.
-async fn listen(
-    handle: &Handle,
-    events: &mut Events,
-    shutdown: &CancellationToken,
-    printer: &mut Printer<impl AsyncWrite + Unpin>,
-    was_connected: &mut bool,
-    server: &SpiceServer,
-) -> io::Result<()> {
-    let mut outcome = Ok(());
-    let mut told = false;
-    loop {
-        let event = tokio::select! {
-            event = events.recv() => event,
-            () = shutdown.cancelled(), if !told => {
-                told = true;
-                handle.shutdown();
-                continue;
-            }
-        };
-        let Some(event) = event else { return outcome };
-        if let Event::Connected { .. } = &event {
-            *was_connected = true;
-        }
-        if outcome.is_ok() {
-            let last_call = async {
-                shutdown.cancelled().await;
-                tokio::time::sleep(LAST_PRINT).await;
-            };
-            outcome = tokio::select! {
-                printed = printer.print(&event, server) => printed,
-                () = last_call => Err(io::ErrorKind::TimedOut.into()),
-            };
-            if outcome.is_err() {
-                handle.shutdown();
-            }
-        }
-    }
-}
-
-/// Waits that grow, each up to a half longer or shorter than planned, so that many clients do not come at once.
-struct Backoff {
-    next: Duration,
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Backoff { next: FIRST_WAIT }
-    }
-}
-
-impl Backoff {
-    fn next(&mut self) -> Duration {
-        let planned = self.next;
-        self.next = planned.saturating_mul(2).min(LONGEST_WAIT);
-        // A hasher's random keys are randomness enough for this.
-        let random = u32::try_from(RandomState::new().hash_one(()) % 1000).unwrap_or_default();
-        planned / 2 + planned * random / 1000
-    }
 }
 
 /// An error with all its causes.

@@ -73,6 +73,8 @@ impl User {
                     | Event::Closed { .. }
                     | Event::Refused { .. }
                     | Event::Missed { .. } => {}
+                    // Of a tunnel that stays joined, which this one does not.
+                    Event::Linking { .. } | Event::Waiting { .. } | Event::GaveUp { .. } | _ => {}
                 }
             }
             Err("the tunnel is gone".to_owned())
