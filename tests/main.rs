@@ -23,6 +23,7 @@ mod serve_start;
 mod serve_tls;
 mod session;
 mod soak;
+mod stay;
 mod tls;
 mod traffic;
 mod view;

@@ -15,7 +15,7 @@
 //! order and with the same names and groups: from these the server derives the addresses, so they stay the same.
 //!
 //! Whether the server is still there the tunnel finds out by itself, within [`CompanionConfig::dead_after`]. When the
-//! machine woke up or its network changed ([`network`](crate::network)) it asks at once; or, where there is no tunnel,
+//! machine woke up or its network changed (`network.rs`) it asks at once; or, where there is no tunnel,
 //! the next attempt is made at once, and one that is under way is begun anew, since it may hang on a way that is gone.
 
 mod backoff;

@@ -1,5 +1,7 @@
 //! A companion between links that a test hands out, under a clock that it turns.
 
+#![allow(clippy::wildcard_enum_match_arm)]
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Mutex;
@@ -177,7 +179,7 @@ fn unreachable() -> LinkFailure {
 }
 
 fn denied() -> LinkFailure {
-    LinkFailure::WrongPassword { server: "the server".to_owned(), given: true }
+    LinkFailure::WrongPassword { server: "the server".to_owned(), given: true, user: false }
 }
 
 fn needs_tls() -> LinkFailure {
