@@ -8,7 +8,7 @@ packages="
 	xvfb virt-viewer spice-client-gtk xdotool gstreamer1.0-plugins-base
 	cups-ipp-utils
 	tshark procps systemd
-	openssl tinyproxy-bin
+	openssl tinyproxy-bin sasl2-bin libsasl2-modules
 	g++ make perl pkg-config libssl-dev
 "
 
