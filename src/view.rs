@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use clap::Args;
 use client_glue::Share;
-use client_glue::server::{LinkFailure, SpiceServer};
+use client_glue::server::LinkFailure;
 use private_file::PrivateFiles;
 use thiserror::Error as ThisError;
 use tokio_util::sync::CancellationToken;
@@ -158,6 +158,8 @@ fn is_unclear(failure: &LinkFailure) -> bool {
         LinkFailure::NoTunnel { .. }
             | LinkFailure::NotNow { .. }
             | LinkFailure::NeedsTls { .. }
+            | LinkFailure::NeedsClear { .. }
+            | LinkFailure::Sasl { .. }
             | LinkFailure::Link { .. }
     )
 }
@@ -196,20 +198,12 @@ async fn beside(
             () = shutdown.cancelled() => break viewer.end().await,
         }
     };
-    info!(server = %Server(&session.server), "the viewer has ended, and the tunnel with it");
+    info!(server = %session.server, "the viewer has ended, and the tunnel with it");
     over.cancel();
     if !tunnel_over && tokio::time::timeout(LAST_WORDS, tunnel).await.is_err() {
         debug!("the tunnel did not end in time");
     }
     status
-}
-
-struct Server<'a>(&'a SpiceServer);
-
-impl std::fmt::Display for Server<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
 }
 
 /// As a shell has it: a program that a signal ended has 128 and its number.

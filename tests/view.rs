@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
 use serde_json::json;
-use spice_tunnel::vm::{NicRole, SpiceAddress, Vm};
+use spice_tunnel::vm::{Builder, NicRole, SpiceAddress, Vm};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -15,6 +15,7 @@ use crate::pki::{Authority, Leaf};
 use crate::vm::rig::{Program, Screen, Viewer, serve, session, soon, until};
 
 const TICKET: &str = "open, sesame";
+const SUBJECT: &str = "O=Example,CN=not the host";
 const SHARE: &str = "tcp://127.0.0.1:9?name=nothing";
 
 /// A machine with nothing to boot from, and `serve` in front of it.
@@ -26,15 +27,34 @@ struct Stage {
 }
 
 impl Stage {
+    /// In clear, with a ticket.
     async fn set() -> Self {
         let directory = tempfile::tempdir().unwrap();
+        Self::start(Vm::builder().ticket(TICKET), directory, &["--listen", "127.0.0.1:0"]).await
+    }
+
+    /// Over TLS, without a ticket, and the `.vv` file for it. The certificate is not for the host.
+    async fn secure() -> (Self, String) {
+        let directory = tempfile::tempdir().unwrap();
+        let leaf = Leaf { subject: &[("O", "Example"), ("CN", "not the host")], ..Leaf::default() };
+        let files = Authority::new("somebody").issue(&leaf, directory.path());
+        let (certificate, key) = (text(&files.certificate), text(&files.key));
+        let listen = ["--tls-listen", "127.0.0.1:0", "--tls-cert", certificate, "--tls-key", key];
+        let stage = Self::start(Vm::builder(), directory, &listen).await;
+        let ca = std::fs::read_to_string(&files.ca).unwrap().replace('\n', "\\n");
+        let (host, port) = (stage.server.ip(), stage.server.port());
+        let file = format!(
+            "[virt-viewer]\ntype=spice\nhost={host}\ntls-port={port}\nca={ca}\nhost-subject={SUBJECT}\n"
+        );
+        (stage, file)
+    }
+
+    async fn start(builder: Builder, directory: TempDir, listen: &[&str]) -> Self {
         let (spice, nic) = (directory.path().join("spice"), directory.path().join("nic"));
-        let builder =
-            Vm::builder().ticket(TICKET).spice(SpiceAddress::Unix(spice)).memory(64).floppy(Vec::new());
+        let builder = builder.spice(SpiceAddress::Unix(spice)).memory(64).floppy(Vec::new());
         let vm = builder.nic(&nic, NicRole::Listens).start().await.unwrap_or_else(|error| panic!("{error}"));
         let (upstream, nic) = (vm.spice().to_string(), format!("connect:{}", nic.display()));
-        let (serve, server) =
-            serve(&["--upstream", &upstream, "--listen", "127.0.0.1:0", "--nic", &nic]).await;
+        let (serve, server) = serve(&[&["--upstream", &upstream, "--nic", &nic], listen].concat()).await;
         Self { vm, _serve: serve, server, directory }
     }
 
@@ -273,7 +293,6 @@ fn free_port() -> u16 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_viewer_gets_what_tls_needs_and_goes_nowhere_in_clear() {
-    const SUBJECT: &str = "O=Example,CN=not the host";
     let (directory, screen) = (tempfile::tempdir().unwrap(), Screen::start().await);
     let leaf = Leaf { subject: &[("O", "Example"), ("CN", "not the host")], ..Leaf::default() };
     let files = Authority::new("somebody").issue(&leaf, directory.path());
@@ -313,6 +332,40 @@ async fn a_viewer_gets_what_tls_needs_and_goes_nowhere_in_clear() {
 
     std::fs::write(&file, text("O=Example,CN=somebody else")).unwrap();
     let output = output(&["view", self::text(&file), "--share", SHARE, "--viewer", "true"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(complaint(&output).contains("cannot be trusted"), "{}", complaint(&output));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_tls_viewer_and_tunnel_believe_the_same_certificate() {
+    let ((stage, content), screen) = (Stage::secure().await, Screen::start().await);
+    let file = stage.directory.path().join("session.vv");
+    std::fs::write(&file, content).unwrap();
+    let session = || session(&stage.vm);
+    for viewer in ["remote-viewer", "spicy"] {
+        let view = command(&["view", text(&file), "--viewer", viewer, "--share", SHARE, "--json"]);
+        let home = tempfile::tempdir().unwrap();
+        let (mut view, _home) = Viewer::start("spice-tunnel view", view, &screen, home).apart();
+        view.event("mapped").await;
+        until("the viewer's channels", session).await;
+        assert_eq!(view.terminate().await.code(), Some(0));
+        until("the session's end", || async { session().await.is_none().then_some(()) }).await;
+    }
+
+    // Beside a viewer that somebody else started with the same file.
+    let mut viewer = Command::new("remote-viewer");
+    viewer.arg(&file);
+    let home = tempfile::tempdir().unwrap();
+    let (mut viewer, _home) = Viewer::start("remote-viewer", viewer, &screen, home).apart();
+    let before = until("the viewer's channels", session).await;
+    let mut connect = Program::tunnel(["connect", text(&file), "--share", SHARE, "--json"]);
+    connect.event("mapped").await;
+    assert_eq!(connect.terminate().await.code(), Some(0));
+    assert!(viewer.is_running());
+    assert_eq!(session().await, Some(before), "the viewer's session was disturbed");
+
+    let words = ["connect", text(&file), "--share", SHARE, "--host-subject", "CN=another"];
+    let output = output(&words).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(complaint(&output).contains("cannot be trusted"), "{}", complaint(&output));
 }
