@@ -199,9 +199,6 @@ impl SessionArgs {
                 (file.server.clone(), file.username.clone(), file.password.clone(), Some(file))
             }
         };
-        if server.trust.roots == Roots::System {
-            server.trust.roots = default_roots();
-        }
         self.refine(&mut server)?;
         let path = file.as_ref().map(|file| file.path.clone());
         let (password, password_source) = match (&self.password_file, &self.password, known) {
