@@ -7,6 +7,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Output, Stdio};
 
+use spice_proto::tls::{Connector, Roots, Trust};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -217,24 +218,18 @@ async fn the_service_manager_is_told() {
         String::from_utf8(text[..n].to_vec()).unwrap()
     };
     let files = Authority::new("authority").issue(&Leaf::default(), dir.path());
-    let (listener, address) = tcp();
+    let ((listener, address), (tls_listener, tls_address)) = (tcp(), tcp());
     let (nic, chain, key) =
         (nic(dir.path()), files.certificate.display().to_string(), files.key.display().to_string());
-    let arguments = [
-        "--nic",
-        &nic,
-        "--listen",
-        "fd:3",
-        "--tls-listen",
-        "127.0.0.1:0",
-        "--tls-cert",
-        &chain,
-        "--tls-key",
-        &key,
-    ];
-    let mut serve = Serve::start(vec![listener], &arguments, &[("NOTIFY_SOCKET", path.to_str().unwrap())]);
+    let arguments =
+        ["--nic", &nic, "--listen", "fd:3", "--tls-listen", "fd:4", "--tls-cert", &chain, "--tls-key", &key];
+    let mut serve =
+        Serve::start(vec![listener, tls_listener], &arguments, &[("NOTIFY_SOCKET", path.to_str().unwrap())]);
     assert_eq!(next().await, "READY=1\n");
     answers(address).await;
+    let trust = Trust { roots: Roots::File(files.ca.clone()), ..Trust::default() };
+    let stream = TcpStream::connect(tls_address).await.unwrap();
+    soon("TLS", Connector::new(&trust).unwrap().connect("localhost", stream)).await.unwrap();
     serve.signal("-HUP").await;
     let reloading = next().await;
     assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");

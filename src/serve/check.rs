@@ -182,6 +182,10 @@ async fn server(args: &ServeArgs, report: &mut Report) {
         };
         report.plan("server", format!("{plain}, without TLS, {whom}"));
         reach(Leg::Plain(plain.clone()), report).await;
+        if tls.is_none() && !args.entrance.tls_listen.is_empty() && leaves_this_machine(plain) {
+            report
+                .warn(format!("what clients send over TLS goes on in clear to {plain}: use --upstream-tls"));
+        }
     }
     if let Some(tls) = tls {
         let whom = match (plain, allow_clear) {
@@ -198,6 +202,13 @@ async fn server(args: &ServeArgs, report: &mut Report) {
             );
         }
     }
+}
+
+fn leaves_this_machine(target: &Target) -> bool {
+    let Target::Tcp(address) = target else { return false };
+    let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+    let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    host != "localhost" && !address.is_ok_and(|address| address.is_loopback())
 }
 
 async fn reach(leg: Leg, report: &mut Report) {
@@ -297,6 +308,26 @@ fn network(args: &ServeArgs, report: &mut Report) {
         if let Some(path) = path {
             report.plan("record", format!("{} ({name})", path.display()));
             report.directory(name, path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leaves_this_machine() {
+        for (target, leaves) in [
+            ("unix:/run/spice.sock", false),
+            ("localhost:5900", false),
+            ("127.0.0.2:5900", false),
+            ("[::1]:5900", false),
+            ("[2001:db8::1]:5900", true),
+            ("192.0.2.1:5900", true),
+            ("host7:5900", true),
+        ] {
+            assert_eq!(leaves_this_machine(&target.parse().unwrap()), leaves, "{target}");
         }
     }
 }
