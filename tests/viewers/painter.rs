@@ -11,10 +11,8 @@ pub(crate) fn colour(key: u8) -> [u8; 3] {
 }
 
 /// The key that stands for the start.
-#[allow(dead_code, reason = "only the tests look at it")]
 pub(crate) const START: u8 = b'.';
 /// The key after which it only draws.
-#[allow(dead_code, reason = "only the benchmark draws")]
 pub(crate) const DRAW: u8 = b' ';
 
 /// The sector for a screen of this size, with 32 bits a pixel.
