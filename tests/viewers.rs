@@ -7,17 +7,24 @@ pub(crate) mod painter;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use spice_tunnel::vm::{Builder, SpiceAddress, Vm};
+use spice_tunnel::vm::{SpiceAddress, Vm};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::vm::rig::{Picture, Program, SOON, Screen, Stopwatch, Target, Viewer, serve, until};
+use crate::pki::{Authority, Leaf};
+use crate::vm::rig::{self, Picture, Program, SOON, Screen, Stopwatch, Viewer, until};
 
 const TICKET: &str = "sesame";
 
+/// Of every certificate here.
+const SUBJECT: &str = "O=spice-tunnel tests,CN=localhost";
+/// QEMU gives these in TLS only, where it has TLS.
+const SECURED: [&str; 4] = ["main", "inputs", "cursor", "record"];
+const ANY_PORT: &str = "127.0.0.1:0";
 const WIDTH: u16 = 640;
 const HEIGHT: u16 = 480;
 /// So long nothing comes, and all is there.
@@ -46,6 +53,29 @@ const EVERYTHING: [&str; 30] = [
 /// Main, display, inputs, cursor, playback, record, usbredir, port, webdav.
 const KINDS: [i64; 9] = [1, 2, 3, 4, 5, 6, 9, 10, 11];
 
+/// A server, as viewers are told of it.
+#[derive(Clone, Debug, Default)]
+struct Target {
+    port: Option<u16>,
+    tls_port: Option<u16>,
+    password: Option<String>,
+    ca: Option<PathBuf>,
+    subject: Option<String>,
+}
+
+impl Target {
+    fn lend(&self) -> rig::Target<'_> {
+        rig::Target {
+            port: self.port,
+            tls_port: self.tls_port,
+            password: self.password.as_deref(),
+            ca: self.ca.as_deref(),
+            subject: self.subject.as_deref(),
+            ..rig::Target::default()
+        }
+    }
+}
+
 /// By type and id: whether the link is in TLS.
 type Channels = BTreeMap<(i64, i64), bool>;
 
@@ -57,11 +87,15 @@ enum Kind {
 }
 
 impl Kind {
-    fn start(self, screen: &Screen, target: &Target<'_>) -> Viewer {
+    fn start(self, screen: &Screen, target: &Target) -> Viewer {
+        let target = target.lend();
         match self {
-            Self::RemoteViewerByFile => Viewer::remote_viewer_by_file(screen, target),
-            Self::RemoteViewerByUri => Viewer::remote_viewer_by_uri(screen, target),
-            Self::Spicy => Viewer::spicy_at(screen, target),
+            Self::RemoteViewerByFile => Viewer::remote_viewer_by_file(screen, &target),
+            // Without a subject the certificate must be for the host.
+            Self::RemoteViewerByUri => {
+                Viewer::remote_viewer_by_uri(screen, &rig::Target { subject: None, ..target })
+            }
+            Self::Spicy => Viewer::spicy_at(screen, &target),
         }
     }
 
@@ -74,62 +108,134 @@ impl Kind {
     }
 }
 
+/// What a viewer is told of the server's ports.
+#[derive(Clone, Copy, Debug)]
+enum Ports {
+    Clear,
+    Tls,
+    /// It tries in clear, and follows the server's word that a channel needs TLS.
+    Both,
+}
+
+impl Ports {
+    fn of(self, target: &Target) -> Target {
+        let mut target = target.clone();
+        match self {
+            Self::Clear => target.tls_port = None,
+            Self::Tls => target.port = None,
+            Self::Both => {}
+        }
+        target
+    }
+}
+
 /// A machine, our program before it, and a screen to view it on.
 struct Stage {
     vm: Vm,
     serve: Program,
     screen: Screen,
     /// Without us between.
-    direct: Target<'static>,
+    direct: Target,
     /// Through us.
-    through: Target<'static>,
+    through: Target,
     watch: Stopwatch,
     _directory: TempDir,
+    /// QEMU's.
+    _certificates: Option<TempDir>,
 }
 
 impl Stage {
-    async fn plain(ticket: Option<&'static str>) -> Self {
+    /// QEMU without TLS. Our program has a TLS port, where TLS ends.
+    async fn clear(ticket: Option<&'static str>) -> Self {
+        let port = free_port();
+        let direct = Target { port: Some(port), password: ticket.map(str::to_owned), ..Target::default() };
+        Self::start(direct, &[], &["--upstream", &format!("127.0.0.1:{port}")]).await
+    }
+
+    /// QEMU with a port in clear and a TLS port, and some channels that it gives in TLS only.
+    async fn secure(ticket: Option<&'static str>) -> Self {
+        let (port, tls_port) = (free_port(), free_port());
+        let directory = tempfile::tempdir().unwrap();
+        let files = Authority::new("QEMU's authority").issue(&Leaf::default(), directory.path());
+        let policy = SECURED.map(|channel| format!(",tls-channel={channel}")).concat();
+        let options = format!("tls-port={tls_port},x509-dir={}{policy}", directory.path().display());
+        let direct = Target {
+            port: Some(port),
+            tls_port: Some(tls_port),
+            password: ticket.map(str::to_owned),
+            ca: Some(files.ca.clone()),
+            subject: Some(SUBJECT.to_owned()),
+        };
+        let (port, tls_port) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{tls_port}"));
+        let ca = files.ca.display().to_string();
+        let upstream = ["--upstream", &port, "--upstream-tls", &tls_port, "--upstream-ca", &ca];
+        Self { _certificates: Some(directory), ..Self::start(direct, &["-spice", &options], &upstream).await }
+    }
+
+    async fn start(direct: Target, options: &[&str], upstream: &[&str]) -> Self {
         let watch = Stopwatch::start();
         let directory = tempfile::tempdir().unwrap();
-        let port = free_port();
-        let vm = start(machine(ticket, port)).await;
-        let upstream = format!("127.0.0.1:{port}");
+        let files = Authority::new("our authority").issue(&Leaf::default(), directory.path());
+        let mut builder = Vm::builder()
+            .spice(SpiceAddress::Tcp((Ipv4Addr::LOCALHOST, direct.port.unwrap()).into()))
+            .memory(64)
+            .floppy(painter::sector(WIDTH, HEIGHT));
+        if let Some(ticket) = &direct.password {
+            builder = builder.ticket(ticket);
+        }
+        let builder = EVERYTHING.iter().chain(options).fold(builder, |builder, word| builder.argument(*word));
+        let vm = builder.start().await.unwrap_or_else(|error| panic!("{error}"));
         let nic = format!("listen:{}", directory.path().join("nic").display());
-        let (serve, address) =
-            serve(&["--upstream", &upstream, "--listen", "127.0.0.1:0", "--nic", &nic]).await;
-        let direct = Target { port: Some(port), password: ticket, ..Target::default() };
-        let through = Target { port: Some(address.port()), ..direct.clone() };
+        let path = |path: &Path| path.display().to_string();
+        let (certificate, key) = (path(&files.certificate), path(&files.key));
+        let entrances =
+            ["--listen", ANY_PORT, "--tls-listen", ANY_PORT, "--tls-cert", &certificate, "--tls-key", &key];
+        let mut serve = Program::tunnel([&["serve", "--nic", &nic], upstream, &entrances].concat());
+        let mut ports = BTreeMap::new();
+        while ports.len() < 2 {
+            let (tls, port) = serve.line("where it listens for Spice clients", listening).await;
+            ports.insert(tls, port);
+        }
+        let through = Target {
+            port: Some(ports[&false]),
+            tls_port: Some(ports[&true]),
+            password: direct.password.clone(),
+            ca: Some(files.ca),
+            subject: Some(SUBJECT.to_owned()),
+        };
         let screen = Screen::start().await;
         watch.lap("all is up");
-        Self { vm, serve, screen, direct, through, watch, _directory: directory }
+        Self { vm, serve, screen, direct, through, watch, _directory: directory, _certificates: None }
     }
 
     /// Views the machine directly and through us, and finds the same in both.
-    async fn compare(&self, kind: Kind, key: u8) -> Channels {
-        let (mut viewer, channels) = self.view(kind, &self.direct, |_| true).await;
+    async fn compare(&self, kind: Kind, ports: Ports, key: u8) -> Channels {
+        let (mut viewer, channels) = self.view(kind, &ports.of(&self.direct), |_| true).await;
         self.is_used_by(&mut viewer, kind, key).await;
         viewer.program.kill().await;
-        self.watch.lap(&format!("{kind:?}, directly: {channels:?}"));
+        self.watch.lap(&format!("{kind:?}, {ports:?}, directly: {channels:?}"));
+        self.finds(kind, ports, key + 1, channels).await
+    }
 
-        let (mut viewer, through) = self.view(kind, &self.through, |found| *found == channels).await;
-        self.is_used_by(&mut viewer, kind, key + 1).await;
-        assert_eq!(
-            self.session().await.map(|(_, channels)| channels).as_ref(),
-            Some(&through),
-            "a link ended"
-        );
+    /// Views the machine through us, with these channels.
+    async fn finds(&self, kind: Kind, ports: Ports, key: u8, channels: Channels) -> Channels {
+        let (mut viewer, through) =
+            self.view(kind, &ports.of(&self.through), |found| *found == channels).await;
+        self.is_used_by(&mut viewer, kind, key).await;
+        assert_eq!(self.session().await.map(|(_, channels)| channels), Some(channels), "a link ended");
         viewer.program.kill().await;
-        self.watch.lap(&format!("{kind:?}, through us"));
+        self.watch.lap(&format!("{kind:?}, {ports:?}, through us"));
         through
     }
 
     /// A second viewer takes the first one's place, as it does without us.
-    async fn displaces(&mut self) {
+    async fn displaces(&self, ports: Ports) {
         let mut ends = Vec::new();
         for (target, key) in [(&self.direct, b'k'), (&self.through, b'm')] {
-            let (mut first, _) = self.view(Kind::RemoteViewerByFile, target, |_| true).await;
+            let target = ports.of(target);
+            let (mut first, _) = self.view(Kind::RemoteViewerByFile, &target, |_| true).await;
             self.is_used_by(&mut first, Kind::RemoteViewerByFile, key).await;
-            let (mut second, _) = self.view(Kind::Spicy, target, |_| true).await;
+            let (mut second, _) = self.view(Kind::Spicy, &target, |_| true).await;
             let ended = until_ended(&mut first).await;
             drop(first);
             self.is_used_by(&mut second, Kind::Spicy, key + 1).await;
@@ -141,15 +247,16 @@ impl Stage {
     }
 
     /// Viewers that are killed at any moment of their start do QEMU no harm, and leave no trace.
-    async fn survives_kills(&mut self) {
+    async fn survives_kills(&self, ports: Ports) {
+        let target = ports.of(&self.through);
         for round in 0..10u64 {
             let kind = if round % 2 == 0 { Kind::Spicy } else { Kind::RemoteViewerByFile };
-            let viewer = kind.start(&self.screen, &self.through);
+            let viewer = kind.start(&self.screen, &target);
             sleep(Duration::from_millis(200 + 80 * round)).await;
             viewer.program.kill().await;
         }
         assert!(self.vm.is_running().await, "QEMU died: {:?}", self.vm.log());
-        let (mut viewer, _) = self.view(Kind::Spicy, &self.through, |_| true).await;
+        let (mut viewer, _) = self.view(Kind::Spicy, &target, |_| true).await;
         self.is_used_by(&mut viewer, Kind::Spicy, b'z').await;
         viewer.program.kill().await;
         until("the last session to end", || async { self.session().await.is_none().then_some(()) }).await;
@@ -160,7 +267,7 @@ impl Stage {
     async fn view(
         &self,
         kind: Kind,
-        target: &Target<'_>,
+        target: &Target,
         enough: impl Fn(&Channels) -> bool,
     ) -> (Viewer, Channels) {
         let before = self.session().await.map(|(id, _)| id);
@@ -276,32 +383,26 @@ async fn until_ended(viewer: &mut Viewer) -> Option<ExitStatus> {
     timeout(Duration::from_secs(3), viewer.program.ended()).await.ok()
 }
 
-async fn start(builder: Builder) -> Vm {
-    builder.start().await.unwrap_or_else(|error| panic!("{error}"))
-}
-
 fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
-fn machine(ticket: Option<&str>, port: u16) -> Builder {
-    let mut builder = Vm::builder()
-        .spice(SpiceAddress::Tcp((Ipv4Addr::LOCALHOST, port).into()))
-        .memory(64)
-        .floppy(painter::sector(WIDTH, HEIGHT));
-    if let Some(ticket) = ticket {
-        builder = builder.ticket(ticket);
-    }
-    EVERYTHING.into_iter().fold(builder, Builder::argument)
+/// From a line of our program's log: whether it is TLS, and the port.
+fn listening(line: &str) -> Option<(bool, u16)> {
+    let (_, fields) = line.split_once("listening for Spice clients")?;
+    let field =
+        |name: &str| fields.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    let (_, port) = field("address")?.rsplit_once(':')?;
+    Some((field("tls")? == "true", port.parse().ok()?))
 }
 
-/// Each viewer in turn. What all of them open together is everything there is.
-async fn compare_all(stage: &Stage) {
+/// Each viewer in turn, with these ports. What all of them open together is everything there is.
+async fn compare_all(stage: &Stage, ports: Ports) {
     let mut kinds = BTreeSet::new();
     for (kind, key) in
         [(Kind::RemoteViewerByFile, b'a'), (Kind::RemoteViewerByUri, b'c'), (Kind::Spicy, b'e')]
     {
-        kinds.extend(stage.compare(kind, key).await.into_keys().map(|(kind, _)| kind));
+        kinds.extend(stage.compare(kind, ports, key).await.into_keys().map(|(kind, _)| kind));
     }
     assert!(kinds.iter().eq(&KINDS), "nobody opens some of {KINDS:?}: {kinds:?}");
     assert!(stage.serve.complaints().is_empty(), "{:#?}", stage.serve.complaints());
@@ -309,13 +410,32 @@ async fn compare_all(stage: &Stage) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_clear_with_a_ticket_viewers_get_what_they_get_directly() {
-    compare_all(&Stage::plain(Some(TICKET)).await).await;
+    let stage = Stage::clear(Some(TICKET)).await;
+    compare_all(&stage, Ports::Clear).await;
+    // TLS that ends at the proxy.
+    let channels = stage.compare(Kind::Spicy, Ports::Clear, b'h').await;
+    stage.finds(Kind::Spicy, Ports::Tls, b'j', channels).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_clear_without_a_ticket_viewers_get_what_they_get_directly() {
-    let mut stage = Stage::plain(None).await;
-    compare_all(&stage).await;
-    stage.displaces().await;
-    stage.survives_kills().await;
+    let stage = Stage::clear(None).await;
+    compare_all(&stage, Ports::Clear).await;
+    stage.displaces(Ports::Clear).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_tls_with_a_ticket_viewers_get_what_they_get_directly() {
+    let stage = Stage::secure(Some(TICKET)).await;
+    compare_all(&stage, Ports::Tls).await;
+    compare_all(&stage, Ports::Both).await;
+    stage.displaces(Ports::Both).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_tls_without_a_ticket_viewers_get_what_they_get_directly() {
+    let stage = Stage::secure(None).await;
+    compare_all(&stage, Ports::Tls).await;
+    compare_all(&stage, Ports::Both).await;
+    stage.survives_kills(Ports::Tls).await;
 }
