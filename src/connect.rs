@@ -169,17 +169,5 @@ pub(crate) async fn keep(
     outcome
 }
 
-/// An error with all its causes.
-pub(crate) fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = String::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let colon = if text.is_empty() { "" } else { ": " };
-        text = format!("{text}{colon}{error}");
-        next = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests;

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use viewer::Viewer;
 
+use crate::causes;
 use crate::check;
 use crate::connect::{self, OutputArgs, Plan};
 use crate::open_files;
@@ -184,7 +185,7 @@ async fn beside(
         if let Err(error) = outcome {
             let error = connect::explain(error, session);
             warn!(
-                error = connect::in_full(&error),
+                error = causes::in_line(&error),
                 "no tunnel, nothing is shared; the viewer goes on without"
             );
         }

@@ -8,6 +8,7 @@ use tunnel_channel::Violation;
 
 /// Why a tunnel ended other than by [`Handle::shutdown`](crate::Handle::shutdown) or by the server's leave.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The link is one of another channel: the caller's mistake.
     #[error("the link given is of channel type {got}, expected the tunnel's, 7")]
@@ -43,20 +44,10 @@ pub enum Error {
 
 impl From<Violation> for Error {
     fn from(violation: Violation) -> Error {
-        match violation {
-            Violation::Silent { after } => Error::Dead { after },
-            violation @ (Violation::Malformed(_)
-            | Violation::UnknownMessage { .. }
-            | Violation::SubMessages { .. }
-            | Violation::BeforeInit { .. }
-            | Violation::InitTwice
-            | Violation::InitData { .. }
-            | Violation::NotNegotiated { .. }
-            | Violation::SocketOutOfRange { .. }
-            | Violation::NoSuchSocket { .. }
-            | Violation::SocketInUse { .. }
-            | Violation::NeverAnnounced { .. }
-            | Violation::NotReading { .. }) => Error::Violation(violation),
+        if let Violation::Silent { after } = violation {
+            Error::Dead { after }
+        } else {
+            Error::Violation(violation)
         }
     }
 }

@@ -131,7 +131,15 @@ enum TunnelEnd {
     #[error("the client broke the protocol: {0}")]
     Frame(#[from] FrameError),
     #[error("the client broke the protocol: {0}")]
-    Violation(#[from] Violation),
+    Violation(Violation),
+    #[error("its client is gone: nothing was heard for {0:?}")]
+    Dead(Duration),
+}
+
+impl From<Violation> for TunnelEnd {
+    fn from(violation: Violation) -> Self {
+        if let Violation::Silent { after } = violation { Self::Dead(after) } else { Self::Violation(violation) }
+    }
 }
 
 impl Session {
@@ -312,7 +320,11 @@ impl Session {
             TunnelEnd::Session | TunnelEnd::Replaced | TunnelEnd::Closed | TunnelEnd::Shutdown => {
                 info!(peer = %tunnel.peer, "tunnel ended: {end}");
             }
-            TunnelEnd::Truncated(_) | TunnelEnd::Io(_) | TunnelEnd::Frame(_) | TunnelEnd::Violation(_) => {
+            TunnelEnd::Truncated(_)
+            | TunnelEnd::Io(_)
+            | TunnelEnd::Frame(_)
+            | TunnelEnd::Violation(_)
+            | TunnelEnd::Dead(_) => {
                 warn!(peer = %tunnel.peer, "tunnel ended: {end}");
             }
         }
