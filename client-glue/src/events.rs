@@ -135,7 +135,6 @@ impl fmt::Display for ConnectionId {
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum End {
     /// Both sides said that they were done, and everything was delivered.
     Clean,

@@ -138,7 +138,11 @@ enum TunnelEnd {
 
 impl From<Violation> for TunnelEnd {
     fn from(violation: Violation) -> Self {
-        if let Violation::Silent { after } = violation { Self::Dead(after) } else { Self::Violation(violation) }
+        if let Violation::Silent { after } = violation {
+            Self::Dead(after)
+        } else {
+            Self::Violation(violation)
+        }
     }
 }
 
