@@ -1,8 +1,9 @@
 //! Stock viewers before a stock QEMU with every channel it has, through our `serve`: that they get what they get without us,
 //! see the guest's screen, reach it with keys, and hear it.
 //!
-//! The guest is a boot sector ([`painter`]), so that a machine costs next to nothing and many can be tried.
+//! The guest is a boot sector ([`painter`]), so that a machine costs next to nothing and many can be tried; only in [`lasting`] it is Linux.
 
+mod lasting;
 pub(crate) mod painter;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use spice_tunnel::vm::{SpiceAddress, Vm};
+use spice_tunnel::vm::{NicRole, SpiceAddress, Vm};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -25,8 +26,8 @@ const SUBJECT: &str = "O=spice-tunnel tests,CN=localhost";
 /// QEMU gives these in TLS only, where it has TLS.
 const SECURED: [&str; 4] = ["main", "inputs", "cursor", "record"];
 const ANY_PORT: &str = "127.0.0.1:0";
-const WIDTH: u16 = 640;
-const HEIGHT: u16 = 480;
+/// A window that shows a guest's screen is at least so large. Linux has 720 by 400.
+const WINDOW: (usize, usize) = (640, 400);
 /// So long nothing comes, and all is there.
 const STEADY: Duration = Duration::from_millis(700);
 
@@ -129,6 +130,14 @@ impl Ports {
     }
 }
 
+/// What runs in the machine.
+#[derive(Clone, Copy)]
+enum Guest {
+    Painter,
+    /// With a card, and commands.
+    Linux,
+}
+
 /// A machine, our program before it, and a screen to view it on.
 struct Stage {
     vm: Vm,
@@ -149,11 +158,11 @@ impl Stage {
     async fn clear(ticket: Option<&'static str>) -> Self {
         let port = free_port();
         let direct = Target { port: Some(port), password: ticket.map(str::to_owned), ..Target::default() };
-        Self::start(direct, &[], &["--upstream", &format!("127.0.0.1:{port}")]).await
+        Self::start(Guest::Painter, direct, &[], &["--upstream", &format!("127.0.0.1:{port}")]).await
     }
 
     /// QEMU with a port in clear and a TLS port, and some channels that it gives in TLS only.
-    async fn secure(ticket: Option<&'static str>) -> Self {
+    async fn secure(guest: Guest, ticket: Option<&'static str>) -> Self {
         let (port, tls_port) = (free_port(), free_port());
         let directory = tempfile::tempdir().unwrap();
         let files = Authority::new("QEMU's authority").issue(&Leaf::default(), directory.path());
@@ -169,23 +178,29 @@ impl Stage {
         let (port, tls_port) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{tls_port}"));
         let ca = files.ca.display().to_string();
         let upstream = ["--upstream", &port, "--upstream-tls", &tls_port, "--upstream-ca", &ca];
-        Self { _certificates: Some(directory), ..Self::start(direct, &["-spice", &options], &upstream).await }
+        Self {
+            _certificates: Some(directory),
+            ..Self::start(guest, direct, &["-spice", &options], &upstream).await
+        }
     }
 
-    async fn start(direct: Target, options: &[&str], upstream: &[&str]) -> Self {
+    async fn start(guest: Guest, direct: Target, options: &[&str], upstream: &[&str]) -> Self {
         let watch = Stopwatch::start();
         let directory = tempfile::tempdir().unwrap();
         let files = Authority::new("our authority").issue(&Leaf::default(), directory.path());
-        let mut builder = Vm::builder()
-            .spice(SpiceAddress::Tcp((Ipv4Addr::LOCALHOST, direct.port.unwrap()).into()))
-            .memory(64)
-            .floppy(painter::sector(WIDTH, HEIGHT));
+        let card = directory.path().join("nic");
+        let builder =
+            Vm::builder().spice(SpiceAddress::Tcp((Ipv4Addr::LOCALHOST, direct.port.unwrap()).into()));
+        let (mut builder, nic) = match guest {
+            Guest::Painter => (builder.memory(64).floppy(painter::sector(640, 480)), "listen"),
+            Guest::Linux => (builder.nic(&card, NicRole::Listens), "connect"),
+        };
         if let Some(ticket) = &direct.password {
             builder = builder.ticket(ticket);
         }
         let builder = EVERYTHING.iter().chain(options).fold(builder, |builder, word| builder.argument(*word));
         let vm = builder.start().await.unwrap_or_else(|error| panic!("{error}"));
-        let nic = format!("listen:{}", directory.path().join("nic").display());
+        let nic = format!("{nic}:{}", card.display());
         let path = |path: &Path| path.display().to_string();
         let (certificate, key) = (path(&files.certificate), path(&files.key));
         let entrances =
@@ -353,7 +368,7 @@ impl Stage {
                 line.unwrap().parse::<usize>().unwrap()
             };
             let (width, height) = (field("WIDTH"), field("HEIGHT"));
-            if width >= WIDTH.into() && height >= HEIGHT.into() {
+            if width >= WINDOW.0 && height >= WINDOW.1 {
                 let middle = (field("X") + width / 2, field("Y") + height / 2);
                 return Some(Window { id: id.to_owned(), middle });
             }
@@ -426,7 +441,7 @@ async fn in_clear_without_a_ticket_viewers_get_what_they_get_directly() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_tls_with_a_ticket_viewers_get_what_they_get_directly() {
-    let stage = Stage::secure(Some(TICKET)).await;
+    let stage = Stage::secure(Guest::Painter, Some(TICKET)).await;
     compare_all(&stage, Ports::Tls).await;
     compare_all(&stage, Ports::Both).await;
     stage.displaces(Ports::Both).await;
@@ -434,7 +449,7 @@ async fn over_tls_with_a_ticket_viewers_get_what_they_get_directly() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_tls_without_a_ticket_viewers_get_what_they_get_directly() {
-    let stage = Stage::secure(None).await;
+    let stage = Stage::secure(Guest::Painter, None).await;
     compare_all(&stage, Ports::Tls).await;
     compare_all(&stage, Ports::Both).await;
     stage.survives_kills(Ports::Tls).await;

@@ -126,6 +126,13 @@ impl Program {
         .await
     }
 
+    /// Whether there was such an event at any time.
+    pub(crate) fn told(&self, event: &str) -> bool {
+        self.said.lock().unwrap().lines().any(|line| {
+            serde_json::from_str::<serde_json::Value>(line).is_ok_and(|value| value["event"] == event)
+        })
+    }
+
     /// The last it said.
     pub(crate) fn said(&self) -> String {
         let said = self.said.lock().unwrap();
