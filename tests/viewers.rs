@@ -1,7 +1,8 @@
 //! Stock viewers before a stock QEMU with every channel it has, through our `serve`: that they get what they get without us,
 //! see the guest's screen, reach it with keys, and hear it.
 //!
-//! The guest is a boot sector ([`painter`]), so that a machine costs next to nothing and many can be tried; only in [`lasting`] it is Linux.
+//! The guest is a boot sector ([`painter`]), so that a machine costs next to nothing and many can be tried; only in
+//! [`lasting`] it is Linux.
 
 mod lasting;
 pub(crate) mod painter;
