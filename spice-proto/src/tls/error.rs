@@ -246,9 +246,29 @@ pub enum TlsError {
     },
 }
 
+/// Where the fault lies.
+#[derive(PartialEq, Eq)]
+enum Blame {
+    /// In what the peer showed.
+    Certificate,
+    /// In what we were given, before any peer was asked.
+    Configuration,
+    /// In the handshake, or in the way there.
+    Handshake,
+}
+
 impl TlsError {
     /// The server is not who it should be: to try again is to ask a stranger again. Somebody must look.
     pub fn is_untrusted(&self) -> bool {
+        self.blame() == Blame::Certificate
+    }
+
+    /// Our own configuration is wrong: no peer was asked.
+    pub fn is_configuration(&self) -> bool {
+        self.blame() == Blame::Configuration
+    }
+
+    fn blame(&self) -> Blame {
         match self {
             Self::UnknownIssuer { .. }
             | Self::SelfSigned { .. }
@@ -257,7 +277,7 @@ impl TlsError {
             | Self::WrongHost { .. }
             | Self::WrongSubject { .. }
             | Self::BadChain { .. }
-            | Self::Anonymous => true,
+            | Self::Anonymous => Blame::Certificate,
             Self::Unreadable { .. }
             | Self::TooLarge { .. }
             | Self::NoCertificate { .. }
@@ -267,47 +287,15 @@ impl TlsError {
             | Self::EncryptedKey { .. }
             | Self::Mismatch { .. }
             | Self::Unusable { .. }
-            | Self::Ciphers { .. }
-            | Self::Library { .. }
-            | Self::PlainSpice { .. }
-            | Self::NotTls { .. }
-            | Self::OldTls { .. }
-            | Self::Refused { .. }
-            | Self::Closed { .. }
-            | Self::Io { .. }
-            | Self::Handshake { .. } => false,
-        }
-    }
-
-    /// Our own configuration is wrong: no peer was asked.
-    pub fn is_configuration(&self) -> bool {
-        match self {
-            Self::Unreadable { .. }
-            | Self::TooLarge { .. }
-            | Self::NoCertificate { .. }
-            | Self::BadCertificate { .. }
-            | Self::NoKey { .. }
-            | Self::BadKey { .. }
-            | Self::EncryptedKey { .. }
-            | Self::Mismatch { .. }
-            | Self::Unusable { .. }
-            | Self::Ciphers { .. } => true,
+            | Self::Ciphers { .. } => Blame::Configuration,
             Self::Library { .. }
-            | Self::UnknownIssuer { .. }
-            | Self::SelfSigned { .. }
-            | Self::Expired { .. }
-            | Self::NotYetValid { .. }
-            | Self::WrongHost { .. }
-            | Self::WrongSubject { .. }
-            | Self::BadChain { .. }
-            | Self::Anonymous
             | Self::PlainSpice { .. }
             | Self::NotTls { .. }
             | Self::OldTls { .. }
             | Self::Refused { .. }
             | Self::Closed { .. }
             | Self::Io { .. }
-            | Self::Handshake { .. } => false,
+            | Self::Handshake { .. } => Blame::Handshake,
         }
     }
 }
