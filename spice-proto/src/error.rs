@@ -84,4 +84,7 @@ pub enum Problem {
         /// Most that is accepted.
         limit: usize,
     },
+    /// A part of a service's description is not what it may be.
+    #[error(transparent)]
+    Info(#[from] crate::service_info::InfoError),
 }

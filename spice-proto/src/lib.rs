@@ -10,6 +10,7 @@
 //! | what do messages 1 to 8 of every channel say | [`base`] |
 //! | what does the main channel say | [`main_channel`] |
 //! | what does the tunnel channel say | [`tunnel`] |
+//! | what does a service say of itself | [`service_info`] |
 //! | what do the link stage's bytes say | [`link`] |
 //! | how does a link come about | [`handshake`] |
 //! | how does a password travel | [`ticket`] |
@@ -34,6 +35,7 @@ pub mod main_channel;
 pub mod names;
 mod parse;
 pub mod sasl;
+pub mod service_info;
 #[cfg(test)]
 mod testing;
 pub mod ticket;
