@@ -334,13 +334,13 @@ fn assert_same(got: &[u8], expected: &[u8], what: &str) {
 }
 
 #[test]
-fn the_guest_gets_an_address_and_nothing_that_would_lead_its_traffic_here() {
+fn the_guest_gets_an_address_and_a_name_server_but_no_way_into_the_world() {
     let world = World::ready();
     let lease = world.guest.lease().unwrap();
     assert_eq!(lease.prefix_len, 16);
     assert_eq!(lease.server, IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1)));
     assert_eq!(lease.router, None);
-    assert!(lease.dns.is_empty());
+    assert_eq!(lease.dns, [lease.server]);
     assert_eq!(lease.mtu, Some(65_520));
     assert_eq!(lease.time, Some(Duration::from_secs(12 * 3600)));
     let IpAddr::V4(address) = lease.address else { panic!("no IPv4 address") };

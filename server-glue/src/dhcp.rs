@@ -1,8 +1,9 @@
 //! The DHCP server of the virtual network (RFC 2131, RFC 2132), sans-IO.
 //!
-//! It gives a guest an address and a mask, how large packets may be, and for how long. It gives no router and no name
-//! server, so that the guest's way into the world stays as it was. It is the only server on its link, so it may refuse
-//! what it does not know (RFC 2131, 4.3.2) and take up what a guest remembers from before a restart.
+//! It gives a guest an address and a mask, how large packets may be, and for how long. It gives no router, so that the
+//! guest's way into the world stays as it was. It names our DNS server, if it was told to, with the domain that this
+//! server knows; a guest asks the servers of its other cards for the rest. It is the only server on its link, so it may
+//! refuse what it does not know (RFC 2131, 4.3.2) and take up what a guest remembers from before a restart.
 //!
 //! A MAC's address is hashed into the guests' range, and kept as long as the range has room: it is the same after a
 //! restart, unless two MACs want one.
@@ -12,10 +13,11 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use dhcproto::v4::{DhcpOption, DhcpOptions, HType, Message, MessageType, Opcode, OptionCode};
-use dhcproto::{Decodable, Encodable};
+use dhcproto::{Decodable, Encodable, Name};
 use openssl::sha::sha256;
 
 use crate::address::Subnet;
+use crate::domain::Domain;
 use crate::packet::MacAddress;
 
 /// Octets before the options: RFC 2131's fixed fields, and the magic number of RFC 2132.
@@ -25,7 +27,7 @@ const OFFER: Duration = Duration::from_secs(60);
 /// How long an address is left alone that a guest found in use.
 const DECLINED: Duration = Duration::from_secs(3600);
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct DhcpConfig {
     pub(crate) server: Ipv4Addr,
     pub(crate) subnet: Subnet,
@@ -33,6 +35,8 @@ pub(crate) struct DhcpConfig {
     pub(crate) range: (Ipv4Addr, Ipv4Addr),
     pub(crate) mtu: u16,
     pub(crate) lease_time: Duration,
+    /// Names `server` as the DNS server, of this domain.
+    pub(crate) domain: Option<Domain>,
 }
 
 /// What to send back.
@@ -212,6 +216,14 @@ impl DhcpServer {
                 options.insert(DhcpOption::SubnetMask(mask));
             }
             options.insert(DhcpOption::InterfaceMtu(self.config.mtu));
+            if let Some(domain) = &self.config.domain {
+                options.insert(DhcpOption::DomainNameServer(vec![self.config.server]));
+                options.insert(DhcpOption::DomainName(domain.as_str().to_owned()));
+                // RFC 3397; who does not know it searches in the domain of option 15.
+                if let Ok(name) = Name::from_ascii(format!("{domain}.")) {
+                    options.insert(DhcpOption::DomainSearch(vec![name]));
+                }
+            }
         }
         if address.is_some() {
             let seconds = u32::try_from(self.config.lease_time.as_secs()).unwrap_or(u32::MAX);
@@ -306,6 +318,7 @@ mod tests {
             range: (Ipv4Addr::new(198, 18, 0, 2), Ipv4Addr::new(198, 18, 0, last)),
             mtu: 65_520,
             lease_time: LEASE,
+            domain: None,
         })
     }
 
@@ -375,6 +388,32 @@ mod tests {
             offer.opts().get(OptionCode::ServerIdentifier),
             Some(&DhcpOption::ServerIdentifier(SERVER))
         );
+    }
+
+    #[test]
+    fn our_dns_server_is_named_if_it_should_be() {
+        let mut server = server(254);
+        server.config.domain = Some(Domain::default());
+        let now = Instant::now();
+        let (answer, offer) = ask(&mut server, now, &message(MAC, MessageType::Discover)).unwrap();
+        let mut codes: Vec<u8> = offer.opts().iter().map(|(code, _)| u8::from(*code)).collect();
+        codes.sort_unstable();
+        assert_eq!(codes, [1, 6, 15, 26, 51, 53, 54, 58, 59, 119], "and still no router (3)");
+        assert_eq!(
+            offer.opts().get(OptionCode::DomainNameServer),
+            Some(&DhcpOption::DomainNameServer(vec![SERVER]))
+        );
+        assert_eq!(
+            offer.opts().get(OptionCode::DomainName),
+            Some(&DhcpOption::DomainName("tunnel.internal".to_owned()))
+        );
+        let search = b"\x77\x11\x06tunnel\x08internal\x00";
+        assert!(answer.message.windows(search.len()).any(|octets| octets == search), "RFC 3397's form");
+        let inform = renewing(message(MAC, MessageType::Inform), Ipv4Addr::new(198, 18, 7, 7));
+        let (_, ack) = ask(&mut server, now, &inform).unwrap();
+        assert!(ack.opts().get(OptionCode::DomainNameServer).is_some());
+        let nak = ask(&mut server, now, &message(MAC, MessageType::Request)).unwrap().1;
+        assert_eq!((kind(&nak), nak.opts().get(OptionCode::DomainNameServer)), (MessageType::Nak, None));
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod card;
 pub mod challenge;
 mod counters;
 mod dhcp;
+mod domain;
 mod ethernet;
 mod flow;
 mod net_config;
@@ -44,6 +45,7 @@ mod table;
 pub use crate::{
     bridge::AwayConfig,
     card::{Card, CardError, FrameReceiver, FrameSender},
+    domain::{Domain, DomainError},
     net_config::NetConfig,
     network::{JoinError, Joined, Network, NetworkConfig, NetworkError, channel_caps, common_caps, network},
     nic::Nic,

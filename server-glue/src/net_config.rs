@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use crate::address::{Subnet, SubnetError};
+use crate::domain::Domain;
 use crate::packet::MacAddress;
 
 /// How the virtual network is laid out, and its limits.
@@ -21,6 +22,10 @@ pub struct NetConfig {
     pub mtu: u16,
     /// How long a guest may use its address without asking again.
     pub lease_time: Duration,
+    /// The gateway is a DNS server for this domain; `None`: it is none.
+    pub domain: Option<Domain>,
+    /// DHCP tells guests of the DNS server.
+    pub announce_dns: bool,
     /// Most connections at once, held SYNs included.
     pub max_flows: usize,
     /// Most connections at once that are not established.
@@ -62,6 +67,8 @@ impl NetConfig {
             mac: MacAddress([0x02, 0x53, 0x50, 0x54, 0x00, 0x01]),
             mtu: 65_520,
             lease_time: Duration::from_secs(12 * 3600),
+            domain: Some(Domain::default()),
+            announce_dns: true,
             max_flows: 16_384,
             max_half_open: 1024,
             connect_deadline: Duration::from_secs(60),

@@ -156,6 +156,7 @@ impl Netstack {
                 range: config.guests,
                 mtu,
                 lease_time: config.lease_time,
+                domain: config.domain.clone().filter(|_| config.announce_dns),
             }),
             engine: Engine::new(config.seed, mtu),
             options: FlowOptions {
