@@ -50,7 +50,7 @@ impl FromStr for Domain {
         if !name.split('.').all(is_label) || name.parse::<std::net::Ipv4Addr>().is_ok() {
             return Err(DomainError::Form(text.to_owned()));
         }
-        if SPECIAL.iter().any(|special| is_under(&name, special)) {
+        if is_special(&name) {
             return Err(DomainError::Special(name));
         }
         Ok(Domain(name))
@@ -62,6 +62,18 @@ pub(crate) fn is_under(name: &str, domain: &str) -> bool {
     let Some(start) = name.len().checked_sub(domain.len()) else { return false };
     name.get(start..).is_some_and(|end| end.eq_ignore_ascii_case(domain))
         && (start == 0 || name.as_bytes().get(start - 1) == Some(&b'.'))
+}
+
+/// Whether everybody takes `name`, or what it is under, for something else than a name of unicast DNS.
+pub(crate) fn is_special(name: &str) -> bool {
+    SPECIAL.iter().any(|special| is_under(name, special))
+}
+
+/// Whether hosts look for `name` by themselves, to be led by whoever has it: a proxy for all web traffic, a router. A device of the user's
+/// side that calls itself so is not found by that name. (Windows' DNS servers have the same list.)
+pub(crate) fn is_trap(name: &str) -> bool {
+    let first = name.split('.').next().unwrap_or_default();
+    ["wpad", "isatap"].iter().any(|trap| first.eq_ignore_ascii_case(trap))
 }
 
 /// Why a text is not a domain for the virtual network.

@@ -13,6 +13,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use crate::address::Subnet;
+use crate::budget::Budget;
 use crate::netstack::Counters;
 use crate::packet::{
     ArpRequest, ETHERNET_HEADER, Fault, Frame, Icmp, Ipv4, MacAddress, Outbox, PROTOCOL_ICMP, PROTOCOL_TCP,
@@ -322,37 +323,5 @@ fn count_fault(fault: Fault, counters: &mut Counters) {
         Fault::Malformed => counters.malformed += 1,
         Fault::Checksum => counters.bad_checksum += 1,
         Fault::Fragment => counters.fragments += 1,
-    }
-}
-
-/// A token bucket: `burst` at once, then one each `interval`.
-#[derive(Debug)]
-struct Budget {
-    burst: u32,
-    interval: Duration,
-    left: u32,
-    refilled: Option<Instant>,
-}
-
-impl Budget {
-    fn new(burst: u32, interval: Duration) -> Budget {
-        Budget { burst, interval, left: burst, refilled: None }
-    }
-
-    fn take(&mut self, now: Instant) -> bool {
-        let refilled = *self.refilled.get_or_insert(now);
-        let due = now.saturating_duration_since(refilled).as_nanos() / self.interval.as_nanos().max(1);
-        if let Ok(due) = u32::try_from(due)
-            && due <= self.burst
-        {
-            self.left = self.left.saturating_add(due).min(self.burst);
-            self.refilled = refilled.checked_add(self.interval * due);
-        } else {
-            self.left = self.burst;
-            self.refilled = Some(now);
-        }
-        let granted = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        granted
     }
 }

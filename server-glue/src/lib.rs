@@ -16,6 +16,7 @@
 pub mod address;
 mod away;
 pub mod bridge;
+mod budget;
 pub mod card;
 pub mod challenge;
 mod counters;
@@ -23,6 +24,7 @@ mod dhcp;
 mod domain;
 mod ethernet;
 mod flow;
+mod names;
 mod net_config;
 pub mod netstack;
 pub mod network;

@@ -1,0 +1,3 @@
+//! x
+mod domains;
+mod message;

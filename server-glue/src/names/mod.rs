@@ -1,0 +1,3 @@
+//! Names on the virtual network: what is called what, and who is told.
+
+pub(crate) mod dns;
