@@ -22,6 +22,7 @@ mod counters;
 mod dhcp;
 mod ethernet;
 mod flow;
+mod names;
 mod net_config;
 pub mod netstack;
 pub mod network;
