@@ -38,6 +38,14 @@ pub struct Counters {
     pub dhcp_answered: u64,
     /// DHCP messages that were not.
     pub dhcp_ignored: u64,
+    /// DNS messages that were answered, whatever the answer.
+    pub dns_answered: u64,
+    /// Of those, answered by REFUSED: what is not ours to know, above all.
+    pub dns_refused: u64,
+    /// DNS questions that had to wait for the tunnel's client.
+    pub dns_asked: u64,
+    /// DNS messages that were not answered: no questions, too many, or asked already.
+    pub dns_dropped: u64,
     /// SYNs that became a `Connect`.
     pub connects: u64,
     /// SYNs refused, because nothing is published there.

@@ -9,11 +9,12 @@
 //! guest that looks for anything else finds a silent link, as on a real one. Nothing here is ever sent unasked.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use crate::address::Subnet;
 use crate::budget::Budget;
+use crate::names;
 use crate::netstack::Counters;
 use crate::packet::{
     ArpRequest, ETHERNET_HEADER, Fault, Frame, Icmp, Ipv4, MacAddress, Outbox, PROTOCOL_ICMP, PROTOCOL_TCP,
@@ -38,6 +39,8 @@ pub(crate) enum Upward<'a> {
     Tcp { from: MacAddress, segment: Segment<'a> },
     /// A DHCP client's message.
     Dhcp { from: MacAddress, message: &'a [u8] },
+    /// A datagram to the gateway's DNS server.
+    Dns { from: MacAddress, source: SocketAddrV4, message: &'a [u8] },
 }
 
 /// Who we are on the link, what exists behind us, and what waits to be sent.
@@ -212,6 +215,15 @@ impl Edge {
                 None
             }
             PROTOCOL_UDP => match Udp::parse(&ip) {
+                Ok(udp)
+                    if udp.destination_port == names::dns::PORT
+                        && self.is_published(ip.destination.into(), names::dns::PORT)
+                        && ip.destination == self.gateway
+                        && udp.source_port != 0 =>
+                {
+                    let source = SocketAddrV4::new(ip.source, udp.source_port);
+                    Some(Upward::Dns { from: frame.source, source, message: udp.payload })
+                }
                 Ok(_) => {
                     self.refuse(now, frame.source, &ip, ip.destination, Unreachable::Port, counters);
                     None

@@ -44,6 +44,8 @@
 //! [`NetConfig::max_flows`] times [`NetConfig::receive_buffer`]. TIME-WAIT needs no rings. Answers that wait for the NIC are
 //! bounded, and dropped beyond that, as on any link.
 
+mod dns;
+
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
@@ -51,6 +53,10 @@ use std::time::{Duration, Instant};
 use crate::dhcp::{DhcpConfig, DhcpServer};
 use crate::ethernet::{DHCP_CLIENT_PORT, DHCP_SERVER_PORT, Edge, Upward};
 use crate::flow::{Engine, Flow, FlowOptions, Progress, Rest, Scratch, Spare, keep_syn};
+use crate::names;
+use crate::names::dns::Dns;
+use crate::names::dns::streams::Streams;
+use crate::names::zone::Zone;
 use crate::packet::{Segment, TcpFlags, Unreachable, put_tcp, put_udp};
 use crate::table::{Content, Held, Pair, Table, Timer};
 
@@ -139,6 +145,13 @@ pub struct Netstack {
     /// Sockets of connections that are gone, for the next ones.
     spares: Vec<Spare>,
     events: VecDeque<NetEvent>,
+    /// Answers for names, if it should.
+    dns: Option<Dns>,
+    /// Connections to it.
+    streams: Streams,
+    /// What happened to them.
+    stream_events: VecDeque<NetEvent>,
+    zone: Zone,
     scratch: Scratch,
     counters: Counters,
 }
@@ -148,8 +161,17 @@ impl Netstack {
     pub fn new(config: NetConfig) -> Netstack {
         let ring = |size: usize| size.clamp(4096, 1 << 30);
         let mtu = config.mtu.max(576);
+        let mut edge = Edge::new(config.mac, config.subnet, config.gateway);
+        if config.domain.is_some() {
+            edge.publish(config.gateway.into(), names::dns::PORT);
+        }
+        let new_dns = |domain| Dns::new(domain, config.gateway, config.subnet);
         Netstack {
-            edge: Edge::new(config.mac, config.subnet, config.gateway),
+            dns: config.domain.as_ref().map(new_dns),
+            streams: Streams::default(),
+            stream_events: VecDeque::new(),
+            zone: Zone::new(),
+            edge,
             dhcp: DhcpServer::new(DhcpConfig {
                 server: config.gateway,
                 subnet: config.subnet,
@@ -305,8 +327,11 @@ impl Netstack {
     pub fn link_lost(&mut self) {
         for flow in self.table.release_all() {
             self.counters.resets += 1;
-            self.events.push_back(NetEvent::Reset { flow, cause: ResetCause::LinkLost });
+            if !self.streams.forget(flow) {
+                self.events.push_back(NetEvent::Reset { flow, cause: ResetCause::LinkLost });
+            }
         }
+        self.stream_events.clear();
         self.edge.outbox.clear();
     }
 
@@ -317,6 +342,9 @@ impl Netstack {
         match self.edge.receive(now, frame, &self.table, &mut self.counters) {
             Some(Upward::Tcp { from, segment }) => self.handle_segment(now, from, &segment),
             Some(Upward::Dhcp { from, message }) => self.handle_dhcp(now, from, message),
+            Some(Upward::Dns { from, source, message }) => {
+                self.handle_dns_datagram(now, from, source, message);
+            }
             None => {}
         }
     }
@@ -329,6 +357,7 @@ impl Netstack {
                 Timer::Slot(slot) => self.slot_due(slot),
             }
         }
+        self.dns_due(now);
     }
 
     // Outputs.
@@ -336,6 +365,12 @@ impl Netstack {
     /// The next thing that happened.
     pub fn poll_event(&mut self) -> Option<NetEvent> {
         let event = self.events.pop_front()?;
+        self.told(event);
+        Some(event)
+    }
+
+    /// An event was taken by whom it is for, so that another of its kind may come.
+    fn told(&mut self, event: NetEvent) {
         match event {
             NetEvent::Readable { flow } => {
                 if let Some(connection) = self.table.connection_mut(flow) {
@@ -353,27 +388,28 @@ impl Netstack {
             | NetEvent::Reset { .. }
             | NetEvent::GuestLeased { .. } => {}
         }
-        Some(event)
     }
 
     /// The next frame for the guest. Answers come first, then the connections in turn.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<&[u8]> {
-        if !self.edge.outbox.is_empty() {
-            self.counters.frames_out += 1;
-            return self.edge.outbox.pop();
-        }
-        while let Some(slot) = self.table.next_ready() {
+        loop {
+            self.serve_dns(now);
+            if !self.edge.outbox.is_empty() {
+                self.counters.frames_out += 1;
+                return self.edge.outbox.pop();
+            }
+            let slot = self.table.next_ready()?;
             if self.transmit(now, slot) {
                 self.counters.frames_out += 1;
                 return Some(self.scratch.frame());
             }
         }
-        None
     }
 
     /// When [`Netstack::handle_timeout`] must be called, if nothing happens before.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.table.next_due()
+        let dns = self.dns.as_ref().and_then(Dns::poll_timeout);
+        [self.table.next_due(), dns, self.streams.poll_timeout()].into_iter().flatten().min()
     }
 
     // Segments, from here on private.
@@ -399,6 +435,7 @@ impl Netstack {
 
     fn handle_known(&mut self, now: Instant, slot: u32, from: MacAddress, segment: &Segment<'_>) {
         let flow = self.table.id(slot);
+        let local = segment.destination;
         match self.table.content_mut(slot) {
             Some(Content::Free) | None => {}
             Some(Content::Held(held)) => {
@@ -408,7 +445,7 @@ impl Netstack {
                     if segment.sequence.wrapping_sub(held.sequence) <= 1 {
                         self.release(slot);
                         self.counters.resets += 1;
-                        self.events.push_back(NetEvent::Reset { flow, cause: ResetCause::Guest });
+                        self.tell(local, NetEvent::Reset { flow, cause: ResetCause::Guest });
                     }
                 } else if segment.flags.opens()
                     && segment.sequence != held.sequence
@@ -457,7 +494,8 @@ impl Netstack {
         let held = Held { pair, guest: from, sequence: segment.sequence, syn, deadline };
         let Some(flow) = self.table.hold(held) else { return };
         self.counters.connects += 1;
-        self.events.push_back(NetEvent::Connect { flow, destination: pair.local, source: pair.guest });
+        let connect = NetEvent::Connect { flow, destination: pair.local, source: pair.guest };
+        self.tell(pair.local, connect);
     }
 
     /// A segment for an address pair in TIME-WAIT. True: it is a new connection's, and the pair does not rest any more.
@@ -548,7 +586,7 @@ impl Netstack {
             self.bar_held(&held);
             self.release(slot);
             self.counters.resets += 1;
-            self.events.push_back(NetEvent::Reset { flow, cause: ResetCause::Undecided });
+            self.tell(held.pair.local, NetEvent::Reset { flow, cause: ResetCause::Undecided });
         } else {
             self.table.make_ready(slot);
         }
@@ -594,27 +632,28 @@ impl Netstack {
             self.release(slot);
             if owned {
                 self.counters.resets += 1;
-                self.events.push_back(NetEvent::Reset { flow, cause });
+                self.tell(pair.local, NetEvent::Reset { flow, cause });
             }
             return;
         }
         let Some(connection) = self.table.connection_mut(flow) else { return };
         let news = connection.flow.news();
-        if news.readable && !connection.readable_queued {
-            connection.readable_queued = true;
-            self.events.push_back(NetEvent::Readable { flow });
+        let readable = news.readable && !std::mem::replace(&mut connection.readable_queued, true);
+        let writable = news.writable && !std::mem::replace(&mut connection.writable_queued, true);
+        let done = connection.flow.is_done();
+        if readable {
+            self.tell(pair.local, NetEvent::Readable { flow });
         }
-        if news.writable && !connection.writable_queued {
-            connection.writable_queued = true;
-            self.events.push_back(NetEvent::Writable { flow });
+        if writable {
+            self.tell(pair.local, NetEvent::Writable { flow });
         }
         if news.finished {
-            self.events.push_back(NetEvent::Finished { flow });
+            self.tell(pair.local, NetEvent::Finished { flow });
         }
-        if connection.flow.is_done() {
+        if done {
             self.release(slot);
             self.counters.closed += 1;
-            self.events.push_back(NetEvent::Closed { flow });
+            self.tell(pair.local, NetEvent::Closed { flow });
         }
     }
 

@@ -211,13 +211,15 @@ impl<'a> Icmp<'a> {
 /// A UDP datagram with a right checksum, or none (RFC 768 lets the sender leave it out).
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Udp<'a> {
+    /// 0: no answer is wanted (RFC 768).
+    pub(crate) source_port: u16,
     pub(crate) destination_port: u16,
     pub(crate) payload: &'a [u8],
 }
 
 impl<'a> Udp<'a> {
     pub(crate) fn parse(ip: &Ipv4<'a>) -> Result<Udp<'a>, Fault> {
-        let &[_, _, d0, d1, l0, l1, c0, c1] = ip.payload.first_chunk::<8>().ok_or(Fault::Malformed)?;
+        let &[s0, s1, d0, d1, l0, l1, c0, c1] = ip.payload.first_chunk::<8>().ok_or(Fault::Malformed)?;
         let len = usize::from(u16::from_be_bytes([l0, l1]));
         let datagram = ip.payload.get(..len).ok_or(Fault::Malformed)?;
         let payload = datagram.get(8..).ok_or(Fault::Malformed)?;
@@ -225,7 +227,11 @@ impl<'a> Udp<'a> {
         if [c0, c1] != [0, 0] && finish(pseudo + sum(datagram)) != 0 {
             return Err(Fault::Checksum);
         }
-        Ok(Udp { destination_port: u16::from_be_bytes([d0, d1]), payload })
+        Ok(Udp {
+            source_port: u16::from_be_bytes([s0, s1]),
+            destination_port: u16::from_be_bytes([d0, d1]),
+            payload,
+        })
     }
 }
 

@@ -24,7 +24,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
-use spice_proto::service_info::{Advert, Label, MAX_HOST, MAX_LABEL, ServiceInfo, ServiceType, Txt};
+use spice_proto::service_info::{
+    Advert, HostName, Label, MAX_HOST, MAX_LABEL, ServiceInfo, ServiceType, Txt,
+};
 
 /// Most instances that are named.
 pub(crate) const MAX_INSTANCES: usize = 1024;
@@ -85,6 +87,20 @@ impl Service {
     /// As which it is advertised.
     pub(crate) fn instances(&self) -> &[Instance] {
         &self.instances
+    }
+
+    /// Which of those published it is: the first has the smallest number.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// What its device is called on the user's side, where that may be a name of unicast DNS: what it says of itself, or, of one that says
+    /// nothing, what its user called it. A device that was found has the latter from the network, so it does not count then.
+    pub(crate) fn host_at_home(&self) -> Option<&str> {
+        match &self.info {
+            Some(info) => info.host().filter(|host| !host.is_local()).map(HostName::as_str),
+            None => Some(&self.device),
+        }
     }
 }
 

@@ -74,7 +74,7 @@ pub(crate) enum Lookup {
     Known(Outcome),
     /// The answer comes with [`Domains::poll_answer`].
     Waits,
-    /// It cannot even be said that it failed: too many wait already.
+    /// It needs no answer of its own, or gets none: it waits already, or too many do.
     Dropped,
 }
 
@@ -138,7 +138,9 @@ struct Asked<W> {
 pub(crate) enum DomainFault {
     #[error("there are {MAX_DOMAINS} domains already")]
     Many,
-    #[error("names of it have a meaning of their own, or it is a top-level domain: expected one of the user's side, such as home.arpa")]
+    #[error(
+        "names of it have a meaning of their own, or it is a top-level domain: expected one of the user's side, such as home.arpa"
+    )]
     Special,
 }
 
@@ -244,11 +246,8 @@ impl<W: PartialEq> Domains<W> {
         }
         if let Some(asked) = self.asked.get_mut(name) {
             asked.deadline.get_or_insert(now + PATIENCE);
-            // The same question once more is the same one who waits.
-            if asked.waiting.contains(&waiter) {
-                return Lookup::Waits;
-            }
-            if asked.waiting.len() >= MAX_WAITING {
+            // The same question once more is answered once.
+            if asked.waiting.contains(&waiter) || asked.waiting.len() >= MAX_WAITING {
                 return Lookup::Dropped;
             }
             asked.waiting.push(waiter);
@@ -324,6 +323,11 @@ impl<W: PartialEq> Domains<W> {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn kept(&self) -> usize {
+        self.kept.len()
+    }
+
     fn known(&mut self, now: Instant, name: &str, exists: impl Fn(IpAddr) -> bool) -> Option<Outcome> {
         let kept = *self.kept.get(name)?;
         if kept.address.is_some_and(|address| !exists(address)) || (kept.until <= now && self.connected) {
@@ -344,7 +348,8 @@ impl<W: PartialEq> Domains<W> {
             self.kept.retain(|_, kept| kept.until > now);
         }
         if self.kept.len() >= MAX_KEPT
-            && let Some(first) = self.kept.iter().min_by_key(|(_, kept)| kept.until).map(|(name, _)| name.clone())
+            && let Some(first) =
+                self.kept.iter().min_by_key(|(_, kept)| kept.until).map(|(name, _)| name.clone())
         {
             self.kept.remove(&first);
         }
