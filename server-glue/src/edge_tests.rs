@@ -117,7 +117,7 @@ fn errors_are_those_of_a_host_and_of_a_router() {
     let mut script = Script::new();
     let cases = [
         (udp(HOST, 161, b"snmp"), HOST, 3),
-        (udp(GATEWAY, 53, b"dns"), GATEWAY, 3),
+        (udp(GATEWAY, 123, b"ntp"), GATEWAY, 3),
         (ipv4(GUEST, HOST, 47, b"gre"), HOST, 2),
         (udp(NOBODY, 161, b""), GATEWAY, 1),
         (ping(NOBODY, b""), GATEWAY, 1),

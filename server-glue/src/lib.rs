@@ -57,6 +57,8 @@ pub use spice_proto::handshake::Linked;
 pub use tunnel_channel::Config as ChannelConfig;
 
 #[cfg(test)]
+mod dns_tests;
+#[cfg(test)]
 mod edge_tests;
 #[cfg(test)]
 mod hostile_tests;

@@ -25,8 +25,11 @@ fn subnet(text: &str) -> Subnet {
 /// A name with a dot behind each label; `\\.` is one within.
 fn n(text: &str) -> Name {
     let text = text.replace("\\.", "\0");
-    let labels: Vec<String> =
-        text.split_terminator('.').filter(|label| !label.is_empty()).map(|label| label.replace('\0', ".")).collect();
+    let labels: Vec<String> = text
+        .split_terminator('.')
+        .filter(|label| !label.is_empty())
+        .map(|label| label.replace('\0', "."))
+        .collect();
     Name::from_labels(labels.iter().map(String::as_bytes)).unwrap()
 }
 
