@@ -38,6 +38,16 @@ pub struct Counters {
     pub dhcp_answered: u64,
     /// DHCP messages that were not.
     pub dhcp_ignored: u64,
+    /// Multicast DNS messages of guests.
+    pub mdns_in: u64,
+    /// Messages that they should have been, but were not.
+    pub mdns_malformed: u64,
+    /// Multicast DNS messages to guests.
+    pub mdns_out: u64,
+    /// Questions not looked at, or answers not sent, because too many were.
+    pub mdns_withheld: u64,
+    /// Messages in which a guest claimed one of our names.
+    pub mdns_conflicts: u64,
     /// SYNs that became a `Connect`.
     pub connects: u64,
     /// SYNs refused, because nothing is published there.

@@ -2,17 +2,18 @@
 //!
 //! A frame goes through four questions: is it for us on the link (our MAC, or all stations); is it sound (lengths,
 //! checksums, no fragment); may its sender send it (an address of the subnet that is not one of ours); and does its
-//! destination exist. ARP, ICMP echo and the errors a host or a router would send are answered here. What is left, TCP
-//! and DHCP, goes up.
+//! destination exist. ARP, ICMP echo and the errors a host or a router would send are answered here. What is left, TCP,
+//! DHCP and questions about names, goes up.
 //!
 //! What exists: the gateway, every address that something is published at, and those that connections still have. Only these answer ARP and ping, so a
 //! guest that looks for anything else finds a silent link, as on a real one. Nothing here is ever sent unasked.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use crate::address::Subnet;
+use crate::names::{Asked, mdns};
 use crate::netstack::Counters;
 use crate::packet::{
     ArpRequest, ETHERNET_HEADER, Fault, Frame, Icmp, Ipv4, MacAddress, Outbox, PROTOCOL_ICMP, PROTOCOL_TCP,
@@ -37,6 +38,8 @@ pub(crate) enum Upward<'a> {
     Tcp { from: MacAddress, segment: Segment<'a> },
     /// A DHCP client's message.
     Dhcp { from: MacAddress, message: &'a [u8] },
+    /// Something about names, to a port where they are told.
+    Names(Asked<'a>),
 }
 
 /// Who we are on the link, what exists behind us, and what waits to be sent.
@@ -181,6 +184,13 @@ impl Edge {
             counters.martian += 1;
             return None;
         }
+        if ip.protocol == PROTOCOL_UDP
+            && ip.destination == mdns::GROUP
+            && let Ok(udp) = Udp::parse(&ip)
+            && udp.destination_port == mdns::PORT
+        {
+            return Some(Upward::Names(asked(frame.source, &ip, &udp)));
+        }
         let to_one = frame.destination == self.mac
             && !ip.destination.is_broadcast()
             && !ip.destination.is_multicast()
@@ -211,6 +221,9 @@ impl Edge {
                 None
             }
             PROTOCOL_UDP => match Udp::parse(&ip) {
+                Ok(udp) if udp.destination_port == mdns::PORT => {
+                    Some(Upward::Names(asked(frame.source, &ip, &udp)))
+                }
                 Ok(_) => {
                     self.refuse(now, frame.source, &ip, ip.destination, Unreachable::Port, counters);
                     None
@@ -312,6 +325,15 @@ impl Edge {
     }
 }
 
+fn asked<'a>(from: MacAddress, ip: &Ipv4<'a>, udp: &Udp<'a>) -> Asked<'a> {
+    Asked {
+        from,
+        source: SocketAddrV4::new(ip.source, udp.source_port),
+        destination: SocketAddrV4::new(ip.destination, udp.destination_port),
+        message: udp.payload,
+    }
+}
+
 fn drop_faulty<T>(fault: Fault, counters: &mut Counters) -> Option<T> {
     count_fault(fault, counters);
     None
@@ -327,7 +349,7 @@ fn count_fault(fault: Fault, counters: &mut Counters) {
 
 /// A token bucket: `burst` at once, then one each `interval`.
 #[derive(Debug)]
-struct Budget {
+pub(crate) struct Budget {
     burst: u32,
     interval: Duration,
     left: u32,
@@ -335,11 +357,11 @@ struct Budget {
 }
 
 impl Budget {
-    fn new(burst: u32, interval: Duration) -> Budget {
+    pub(crate) fn new(burst: u32, interval: Duration) -> Budget {
         Budget { burst, interval, left: burst, refilled: None }
     }
 
-    fn take(&mut self, now: Instant) -> bool {
+    pub(crate) fn take(&mut self, now: Instant) -> bool {
         let refilled = *self.refilled.get_or_insert(now);
         let due = now.saturating_duration_since(refilled).as_nanos() / self.interval.as_nanos().max(1);
         if let Ok(due) = u32::try_from(due)
