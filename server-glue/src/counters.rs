@@ -46,6 +46,16 @@ pub struct Counters {
     pub dns_asked: u64,
     /// DNS messages that were not answered: no questions, too many, or asked already.
     pub dns_dropped: u64,
+    /// Multicast DNS messages of guests.
+    pub mdns_in: u64,
+    /// Messages that they should have been, but were not.
+    pub mdns_malformed: u64,
+    /// Multicast DNS messages to guests.
+    pub mdns_out: u64,
+    /// Questions not looked at, or answers not sent, because too many were.
+    pub mdns_withheld: u64,
+    /// Messages in which a guest claimed one of our names.
+    pub mdns_conflicts: u64,
     /// SYNs that became a `Connect`.
     pub connects: u64,
     /// SYNs refused, because nothing is published there.

@@ -2,8 +2,8 @@
 //!
 //! A frame goes through four questions: is it for us on the link (our MAC, or all stations); is it sound (lengths,
 //! checksums, no fragment); may its sender send it (an address of the subnet that is not one of ours); and does its
-//! destination exist. ARP, ICMP echo and the errors a host or a router would send are answered here. What is left, TCP
-//! and DHCP, goes up.
+//! destination exist. ARP, ICMP echo and the errors a host or a router would send are answered here. What is left, TCP,
+//! DHCP and questions about names, goes up.
 //!
 //! What exists: the gateway, every address that something is published at, and those that connections still have. Only these answer ARP and ping, so a
 //! guest that looks for anything else finds a silent link, as on a real one. Nothing here is ever sent unasked.
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::address::Subnet;
 use crate::budget::Budget;
-use crate::names;
+use crate::names::{Asked, dns, mdns};
 use crate::netstack::Counters;
 use crate::packet::{
     ArpRequest, ETHERNET_HEADER, Fault, Frame, Icmp, Ipv4, MacAddress, Outbox, PROTOCOL_ICMP, PROTOCOL_TCP,
@@ -39,8 +39,8 @@ pub(crate) enum Upward<'a> {
     Tcp { from: MacAddress, segment: Segment<'a> },
     /// A DHCP client's message.
     Dhcp { from: MacAddress, message: &'a [u8] },
-    /// A datagram to the gateway's DNS server.
-    Dns { from: MacAddress, source: SocketAddrV4, message: &'a [u8] },
+    /// Something about names, to a port where they are told.
+    Names(Asked<'a>),
 }
 
 /// Who we are on the link, what exists behind us, and what waits to be sent.
@@ -87,6 +87,16 @@ impl Edge {
     fn exists(&self, address: Ipv4Addr, table: &Table) -> bool {
         let ip = IpAddr::V4(address);
         address == self.gateway || self.published.contains_key(&ip) || table.uses(ip)
+    }
+
+    /// Whether a datagram to an address that exists is for one of those who tell names: any address speaks multicast DNS, the gateway
+    /// may speak DNS.
+    fn tells_names(&self, ip: &Ipv4<'_>, udp: &Udp<'_>) -> bool {
+        match udp.destination_port {
+            mdns::PORT => true,
+            dns::PORT => ip.destination == self.gateway && self.is_published(self.gateway.into(), dns::PORT),
+            _ => false,
+        }
     }
 
     fn route(&self, to: MacAddress) -> Route {
@@ -185,6 +195,13 @@ impl Edge {
             counters.martian += 1;
             return None;
         }
+        if ip.protocol == PROTOCOL_UDP
+            && ip.destination == mdns::GROUP
+            && let Ok(udp) = Udp::parse(&ip)
+            && udp.destination_port == mdns::PORT
+        {
+            return Some(Upward::Names(asked(frame.source, &ip, &udp)));
+        }
         let to_one = frame.destination == self.mac
             && !ip.destination.is_broadcast()
             && !ip.destination.is_multicast()
@@ -215,15 +232,7 @@ impl Edge {
                 None
             }
             PROTOCOL_UDP => match Udp::parse(&ip) {
-                Ok(udp)
-                    if udp.destination_port == names::dns::PORT
-                        && self.is_published(ip.destination.into(), names::dns::PORT)
-                        && ip.destination == self.gateway
-                        && udp.source_port != 0 =>
-                {
-                    let source = SocketAddrV4::new(ip.source, udp.source_port);
-                    Some(Upward::Dns { from: frame.source, source, message: udp.payload })
-                }
+                Ok(udp) if self.tells_names(&ip, &udp) => Some(Upward::Names(asked(frame.source, &ip, &udp))),
                 Ok(_) => {
                     self.refuse(now, frame.source, &ip, ip.destination, Unreachable::Port, counters);
                     None
@@ -322,6 +331,15 @@ impl Edge {
     /// The Ethernet header of an IPv4 packet to a station of the link.
     pub(crate) fn header(&self, to: MacAddress) -> [u8; ETHERNET_HEADER] {
         ethernet_ipv4(self.route(to))
+    }
+}
+
+fn asked<'a>(from: MacAddress, ip: &Ipv4<'a>, udp: &Udp<'a>) -> Asked<'a> {
+    Asked {
+        from,
+        source: SocketAddrV4::new(ip.source, udp.source_port),
+        destination: SocketAddrV4::new(ip.destination, udp.destination_port),
+        message: udp.payload,
     }
 }
 

@@ -5,7 +5,7 @@
 //! * Getters: [`Netstack::can_recv`], [`Netstack::send_capacity`], [`Netstack::counters`], [`Netstack::flows`].
 //! * Commands: [`Netstack::publish`], [`Netstack::withdraw`]; for one connection [`Netstack::accept`], [`Netstack::refuse`],
 //!   [`Netstack::unreachable`], [`Netstack::recv`], [`Netstack::send`], [`Netstack::finish`], [`Netstack::reset`]; for all
-//!   [`Netstack::link_lost`].
+//!   [`Netstack::link_lost`], [`Netstack::link_came`]; for names [`Netstack::name`], [`Netstack::unname`], [`Netstack::say_goodbye`].
 //! * Inputs: [`Netstack::handle_frame`], [`Netstack::handle_timeout`].
 //! * Outputs: [`Netstack::poll_event`], [`Netstack::poll_transmit`], [`Netstack::poll_timeout`].
 //!
@@ -50,16 +50,17 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
+use spice_proto::service_info::ServiceInfo;
+
 use crate::dhcp::{DhcpConfig, DhcpServer};
 use crate::ethernet::{DHCP_CLIENT_PORT, DHCP_SERVER_PORT, Edge, Upward};
 use crate::flow::{Engine, Flow, FlowOptions, Progress, Rest, Scratch, Spare, keep_syn};
-use crate::names;
-use crate::names::dns::Dns;
 use crate::names::dns::streams::Streams;
-use crate::names::zone::Zone;
-use crate::packet::{Segment, TcpFlags, Unreachable, put_tcp, put_udp};
+use crate::names::{self, Names, mdns};
+use crate::packet::{Segment, TcpFlags, Unreachable, put_tcp, put_udp, put_udp_ttl};
 use crate::table::{Content, Held, Pair, Table, Timer};
 
+pub use self::dns::{DomainFault, NameFound};
 pub use crate::counters::Counters;
 pub use crate::net_config::{NetConfig, NetConfigError};
 pub use crate::packet::MacAddress;
@@ -141,17 +142,16 @@ pub struct Netstack {
     max_flows: usize,
     max_half_open: usize,
     connect_deadline: Duration,
+    names: Names,
     table: Table,
     /// Sockets of connections that are gone, for the next ones.
     spares: Vec<Spare>,
     events: VecDeque<NetEvent>,
-    /// Answers for names, if it should.
-    dns: Option<Dns>,
-    /// Connections to it.
+    has_dns: bool,
+    /// Connections to the DNS server.
     streams: Streams,
     /// What happened to them.
     stream_events: VecDeque<NetEvent>,
-    zone: Zone,
     scratch: Scratch,
     counters: Counters,
 }
@@ -165,12 +165,13 @@ impl Netstack {
         if config.domain.is_some() {
             edge.publish(config.gateway.into(), names::dns::PORT);
         }
-        let new_dns = |domain| Dns::new(domain, config.gateway, config.subnet);
+        let mut names = Names::new(config.gateway, mtu, config.seed);
+        if let Some(domain) = &config.domain {
+            names = names.with_dns(domain, config.subnet);
+        }
         Netstack {
-            dns: config.domain.as_ref().map(new_dns),
             streams: Streams::default(),
             stream_events: VecDeque::new(),
-            zone: Zone::new(),
             edge,
             dhcp: DhcpServer::new(DhcpConfig {
                 server: config.gateway,
@@ -190,6 +191,8 @@ impl Netstack {
             max_flows: config.max_flows,
             max_half_open: config.max_half_open,
             connect_deadline: config.connect_deadline,
+            names,
+            has_dns: config.domain.is_some(),
             table: Table::new(),
             spares: Vec::new(),
             events: VecDeque::new(),
@@ -333,6 +336,28 @@ impl Netstack {
         }
         self.stream_events.clear();
         self.edge.outbox.clear();
+        self.names.link_lost();
+    }
+
+    /// What is published at this address and port has a name now, and may say something of itself, by which the guest finds it.
+    /// See [`names`](crate::names).
+    pub fn name(&mut self, now: Instant, at: SocketAddr, device: &str, info: Option<&ServiceInfo>) {
+        self.names.publish(now, at, device, info);
+    }
+
+    /// What was published at this address and port has no name any more.
+    pub fn unname(&mut self, now: Instant, at: SocketAddr) {
+        self.names.withdraw(now, at);
+    }
+
+    /// A guest is at the other end of the NIC, maybe not the one that was there before.
+    pub fn link_came(&mut self, now: Instant) {
+        self.names.guest_came(now);
+    }
+
+    /// Tells the guest that none of the names will be there any more.
+    pub fn say_goodbye(&mut self, now: Instant) {
+        self.names.say_goodbye(now);
     }
 
     // Inputs.
@@ -342,9 +367,7 @@ impl Netstack {
         match self.edge.receive(now, frame, &self.table, &mut self.counters) {
             Some(Upward::Tcp { from, segment }) => self.handle_segment(now, from, &segment),
             Some(Upward::Dhcp { from, message }) => self.handle_dhcp(now, from, message),
-            Some(Upward::Dns { from, source, message }) => {
-                self.handle_dns_datagram(now, from, source, message);
-            }
+            Some(Upward::Names(asked)) => self.names.handle(now, &asked, &mut self.counters),
             None => {}
         }
     }
@@ -357,7 +380,8 @@ impl Netstack {
                 Timer::Slot(slot) => self.slot_due(slot),
             }
         }
-        self.dns_due(now);
+        self.names.handle_timeout(now, &mut self.counters);
+        self.streams_due(now);
     }
 
     // Outputs.
@@ -393,7 +417,15 @@ impl Netstack {
     /// The next frame for the guest. Answers come first, then the connections in turn.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<&[u8]> {
         loop {
-            self.serve_dns(now);
+            self.serve_streams(now);
+            if self.edge.outbox.is_empty()
+                && let Some(answer) = self.names.poll_transmit()
+            {
+                self.counters.mdns_out += u64::from(answer.source.port() == mdns::PORT);
+                self.edge.send_ipv4(answer.to, &mut self.counters, |out| {
+                    put_udp_ttl(out, answer.source, answer.destination, 255, &answer.message);
+                });
+            }
             if !self.edge.outbox.is_empty() {
                 self.counters.frames_out += 1;
                 return self.edge.outbox.pop();
@@ -408,8 +440,8 @@ impl Netstack {
 
     /// When [`Netstack::handle_timeout`] must be called, if nothing happens before.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let dns = self.dns.as_ref().and_then(Dns::poll_timeout);
-        [self.table.next_due(), dns, self.streams.poll_timeout()].into_iter().flatten().min()
+        let timeouts = [self.table.next_due(), self.names.poll_timeout(), self.streams.poll_timeout()];
+        timeouts.into_iter().flatten().min()
     }
 
     // Segments, from here on private.
@@ -670,6 +702,8 @@ impl Netstack {
             put_udp(out, server, client, &answer.message);
         });
         if let Some((mac, address)) = answer.leased {
+            // Who has just got its address has not heard what was said before.
+            self.names.guest_came(now);
             self.events.push_back(NetEvent::GuestLeased { mac, address: address.into() });
         }
     }

@@ -9,6 +9,8 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 /// Octets of an Ethernet header without tags.
 pub(crate) const ETHERNET_HEADER: usize = 14;
+/// How many routers a packet of ours may pass; it passes none.
+const TTL: u8 = 64;
 /// Octets of an IPv4 header without options.
 pub(crate) const IPV4_HEADER: usize = 20;
 /// Octets of a TCP header without options.
@@ -211,7 +213,6 @@ impl<'a> Icmp<'a> {
 /// A UDP datagram with a right checksum, or none (RFC 768 lets the sender leave it out).
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Udp<'a> {
-    /// 0: no answer is wanted (RFC 768).
     pub(crate) source_port: u16,
     pub(crate) destination_port: u16,
     pub(crate) payload: &'a [u8],
@@ -351,11 +352,22 @@ pub(crate) fn put_ipv4(
     protocol: u8,
     payload: usize,
 ) {
+    put_ipv4_ttl(out, (source, destination), protocol, TTL, payload);
+}
+
+fn put_ipv4_ttl(
+    out: &mut Vec<u8>,
+    (source, destination): (Ipv4Addr, Ipv4Addr),
+    protocol: u8,
+    ttl: u8,
+    payload: usize,
+) {
     let total = u16::try_from(IPV4_HEADER + payload).unwrap_or(u16::MAX);
     let [len0, len1] = total.to_be_bytes();
     let [s0, s1, s2, s3] = source.octets();
     let [d0, d1, d2, d3] = destination.octets();
-    let mut header = [0x45, 0, len0, len1, 0, 0, 0x40, 0, 64, protocol, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
+    let mut header =
+        [0x45, 0, len0, len1, 0, 0, 0x40, 0, ttl, protocol, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
     let [c0, c1] = finish(sum(&header)).to_be_bytes();
     let [_, _, _, _, _, _, _, _, _, _, check0, check1, ..] = &mut header;
     (*check0, *check1) = (c0, c1);
@@ -402,8 +414,19 @@ pub(crate) fn put_unreachable(
 
 /// A UDP datagram with its IPv4 header.
 pub(crate) fn put_udp(out: &mut Vec<u8>, source: SocketAddrV4, destination: SocketAddrV4, payload: &[u8]) {
+    put_udp_ttl(out, source, destination, TTL, payload);
+}
+
+/// The same, with a TTL that the receiver may look at: 255 says that it comes from this link (RFC 6762, section 11).
+pub(crate) fn put_udp_ttl(
+    out: &mut Vec<u8>,
+    source: SocketAddrV4,
+    destination: SocketAddrV4,
+    ttl: u8,
+    payload: &[u8],
+) {
     let len = 8 + payload.len();
-    put_ipv4(out, *source.ip(), *destination.ip(), PROTOCOL_UDP, len);
+    put_ipv4_ttl(out, (*source.ip(), *destination.ip()), PROTOCOL_UDP, ttl, len);
     let [s0, s1] = source.port().to_be_bytes();
     let [d0, d1] = destination.port().to_be_bytes();
     let [l0, l1] = u16::try_from(len).unwrap_or(u16::MAX).to_be_bytes();

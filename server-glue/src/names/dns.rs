@@ -27,7 +27,8 @@
 //!
 //! # Bounds
 //!
-//! A [`Budget`] of messages, beyond which they are dropped; those of [`domains`]; and answers wait nowhere but in [`Dns::poll_answer`].
+//! A [`Budget`] of messages, beyond which they are dropped; those of [`domains`]; and [`MAX_UNSENT`] answers, of which those for connections
+//! are bounded by [`streams`].
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
@@ -57,6 +58,9 @@ pub(crate) mod streams;
 /// UDP and TCP port of a DNS server.
 pub(crate) const PORT: u16 = 53;
 
+/// Most datagrams that wait to be sent.
+const MAX_UNSENT: usize = 256;
+
 /// Names that an address may have besides its own.
 const MAX_ALIASES: usize = 4;
 
@@ -80,7 +84,8 @@ pub(crate) struct Dns {
     own: Own,
     domains: Domains<Waiter>,
     budget: Budget,
-    answers: VecDeque<(Client, Vec<u8>)>,
+    datagrams: VecDeque<(MacAddress, SocketAddrV4, Vec<u8>)>,
+    streams: VecDeque<(FlowId, Vec<u8>)>,
 }
 
 /// What is to be said now, if anything.
@@ -96,7 +101,8 @@ impl Dns {
             own: Own::new(domain, gateway, subnet),
             domains: Domains::new(),
             budget: Budget::new(1000, Duration::from_millis(1)),
-            answers: VecDeque::new(),
+            datagrams: VecDeque::new(),
+            streams: VecDeque::new(),
         }
     }
 
@@ -192,11 +198,22 @@ impl Dns {
         self.domains.forget();
     }
 
+    /// The guest is gone: nobody is there to be answered.
+    pub(crate) fn link_lost(&mut self) {
+        self.datagrams.clear();
+        self.streams.clear();
+    }
+
     // Outputs.
 
-    /// The next answer for the guest.
-    pub(crate) fn poll_answer(&mut self) -> Option<(Client, Vec<u8>)> {
-        self.answers.pop_front()
+    /// The next answer that is a datagram.
+    pub(crate) fn poll_datagram(&mut self) -> Option<(MacAddress, SocketAddrV4, Vec<u8>)> {
+        self.datagrams.pop_front()
+    }
+
+    /// The next answer for a connection.
+    pub(crate) fn poll_stream(&mut self) -> Option<(FlowId, Vec<u8>)> {
+        self.streams.pop_front()
     }
 
     /// The next name to ask the tunnel's client for; in any case [`Dns::answer`] has to follow, or the end of the tunnel.
@@ -326,7 +343,13 @@ impl Dns {
         };
         counters.dns_answered += 1;
         counters.dns_refused += u64::from(refused);
-        self.answers.push_back((client, message));
+        match client {
+            // Nobody fetches them while the card is away.
+            Client::Udp { .. } if self.datagrams.len() >= MAX_UNSENT => counters.dns_dropped += 1,
+            Client::Udp { station, address } => self.datagrams.push_back((station, address, message)),
+            // Few, since each connection waits for its answers.
+            Client::Tcp(flow) => self.streams.push_back((flow, message)),
+        }
         true
     }
 }

@@ -135,7 +135,8 @@ struct Asked<W> {
 
 /// Why a domain is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum DomainFault {
+pub enum DomainFault {
+    /// As many are allowed as may be.
     #[error("there are {MAX_DOMAINS} domains already")]
     Many,
     #[error(

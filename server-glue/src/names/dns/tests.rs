@@ -111,8 +111,15 @@ impl World {
         })
     }
 
+    fn raw_answer(&mut self) -> Option<(Client, Vec<u8>)> {
+        let datagram = self.dns.poll_datagram();
+        let datagram =
+            datagram.map(|(station, address, message)| (Client::Udp { station, address }, message));
+        datagram.or_else(|| self.dns.poll_stream().map(|(flow, message)| (Client::Tcp(flow), message)))
+    }
+
     fn answer(&mut self) -> Option<(Client, Message)> {
-        let (client, octets) = self.dns.poll_answer()?;
+        let (client, octets) = self.raw_answer()?;
         let message = Message::from_vec(&octets).unwrap();
         assert_eq!((message.message_type, message.authentic_data), (MessageType::Response, false));
         // Whatever is said of addresses: they are of the virtual network.
@@ -528,7 +535,7 @@ fn what_does_not_fit_a_datagram_is_said_over_tcp() {
         }
         let client = if tcp { Client::Tcp(flow()) } else { GUEST };
         world.dns.handle(world.now, &world.zone, client, &query.to_vec().unwrap(), &mut world.counters);
-        let (_, octets) = world.dns.poll_answer().unwrap();
+        let (_, octets) = world.raw_answer().unwrap();
         let message = Message::from_vec(&octets).unwrap();
         (octets.len(), message.truncation, message.answers.len(), message.additionals.len())
     };
