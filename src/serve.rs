@@ -4,6 +4,7 @@ mod certificate;
 mod check;
 mod entrance;
 mod error;
+mod guest_dns;
 mod manager;
 pub mod presence;
 mod upstream;
@@ -34,6 +35,7 @@ use self::check::CheckArgs;
 pub use self::entrance::{CardError, ListenError};
 use self::entrance::{CardPlace, EntranceArgs};
 pub use self::error::Error;
+use self::guest_dns::GuestDnsArgs;
 use self::upstream::UpstreamArgs;
 use crate::inherited::{Inherited, InheritedError};
 use crate::password;
@@ -94,6 +96,9 @@ pub struct ServeArgs {
     /// Most connections of the guest at once
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_CONNECTIONS, value_parser = clap::value_parser!(u16).range(1..))]
     max_connections: u16,
+
+    #[command(flatten)]
+    guest_dns: GuestDnsArgs,
 
     #[command(flatten)]
     presence: PresenceArgs,
@@ -370,12 +375,12 @@ fn seed() -> Result<u64, Error> {
 }
 
 fn net_config(args: &ServeArgs) -> Result<NetConfig, Error> {
-    Ok(NetConfig {
+    Ok(args.guest_dns.net(NetConfig {
         mtu: args.mtu,
         lease_time: Duration::from_secs(args.lease_time.into()),
         seed: seed()?,
         ..NetConfig::new(args.subnet.0)?
-    })
+    }))
 }
 
 fn open_book(args: &ServeArgs, net: &NetConfig) -> Result<AddressBook, Error> {

@@ -316,6 +316,7 @@ async fn a_check_says_what_would_be_done_and_does_nothing() {
             .to_owned(),
         "card     QEMU connects to ".to_owned(),
         "network  198.18.0.0/16, packets of at most 65520 bytes".to_owned(),
+        "names    DNS for tunnel.internal, which DHCP says".to_owned(),
         format!("leases   kept in {}", lease.display()),
         "This would work.".to_owned(),
     ];

@@ -289,6 +289,7 @@ fn is_socket(found: &std::fs::Metadata) -> bool {
 
 fn network(args: &ServeArgs, report: &mut Report) {
     report.plan("network", format!("{}, packets of at most {} bytes", args.subnet.0, args.mtu));
+    report.plan("names", args.guest_dns.describe());
     match net_config(args) {
         Ok(net) => {
             if let Err(error) = open_book(args, &net) {

@@ -139,6 +139,7 @@ pub enum DomainFault {
     /// As many are allowed as may be.
     #[error("there are {MAX_DOMAINS} domains already")]
     Many,
+    /// Not a domain that could be the user's own.
     #[error(
         "names of it have a meaning of their own, or it is a top-level domain: expected one of the user's side, such as home.arpa"
     )]

@@ -156,11 +156,6 @@ impl Request {
         self.question.as_ref()
     }
 
-    /// By which who asks knows the answer again.
-    pub(crate) fn id(&self) -> u16 {
-        self.id
-    }
-
     /// The answer's octets. What does not fit is left out: first what was not asked for, then all of it, with the advice to ask over TCP.
     pub(crate) fn encode(&self, reply: Reply, transport: Transport) -> Option<Vec<u8>> {
         let limit = match (transport, self.edns) {

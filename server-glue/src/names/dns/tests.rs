@@ -10,7 +10,6 @@ use spice_proto::service_info::{Advert, Label, ServiceInfo, ServiceType, Txt};
 
 use super::*;
 
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const PRINTER: Ipv4Addr = Ipv4Addr::new(198, 18, 7, 9);
 const NAS: Ipv4Addr = Ipv4Addr::new(198, 18, 40, 2);
 const GUEST: Client = Client::Udp {
