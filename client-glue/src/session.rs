@@ -32,7 +32,7 @@ use tokio::{
     time::Sleep,
 };
 use tracing::{debug, trace, warn};
-use tunnel_channel::{Channel, Event as ChannelEvent, NewService, ResetCause};
+use tunnel_channel::{Channel, Event as ChannelEvent, NameAnswer, NewService, ResetCause};
 
 use crate::{
     dial::{Dialled, Dials, Refusal},
@@ -284,6 +284,7 @@ impl Core {
             port: share.port,
             name: device.as_bytes(),
             description: description.as_bytes(),
+            info: None,
         };
         match self.channel.add_service(service) {
             Ok(service) => {
@@ -365,9 +366,15 @@ impl Core {
             ChannelEvent::Reset { socket, cause } => self.on_reset(socket, cause),
             ChannelEvent::Migrate => return Some(Ended::Migrated),
             ChannelEvent::Disconnecting { reason } => debug!(reason, "the server is about to leave"),
-            ChannelEvent::ServiceAdded(_)
+            // No domain is ever added here, so the channel refuses every name on its own.
+            ChannelEvent::NameAsked { query, .. } => self.channel.answer_name(query, NameAnswer::Refused),
+            ChannelEvent::ServiceDescribed { .. }
+            | ChannelEvent::ServiceAdded(_)
             | ChannelEvent::ServiceRejected { .. }
             | ChannelEvent::ServiceRemoved { .. }
+            | ChannelEvent::NameAnswered { .. }
+            | ChannelEvent::DomainAdded { .. }
+            | ChannelEvent::DomainRemoved { .. }
             | ChannelEvent::Accepted { .. }
             | ChannelEvent::Refused { .. } => debug!(?event, "a client's channel has no such event"),
         }

@@ -9,6 +9,7 @@ mod frames;
 mod input;
 mod link;
 mod messages;
+mod names;
 mod netstack;
 mod packet;
 
@@ -17,6 +18,7 @@ pub use channel::channel;
 pub use frames::frames;
 pub use link::link;
 pub use messages::messages;
+pub use names::names;
 pub use netstack::netstack;
 /// Two channels, both honest, under any sequence of operations of their owners, of the link and of time.
 pub use tunnel_channel::pair::exercise_bytes as pair;
@@ -31,6 +33,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("frames", frames),
     ("link", link),
     ("messages", messages),
+    ("names", names),
     ("netstack", netstack),
     ("pair", pair),
 ];
