@@ -144,6 +144,11 @@ impl Away {
         }
     }
 
+    /// As it was made with.
+    pub(crate) fn config(&self) -> &AwayConfig {
+        &self.config
+    }
+
     /// Whether a service is known at this address.
     pub(crate) fn knows(&self, address: SocketAddr) -> bool {
         self.known.contains_key(&address)

@@ -33,6 +33,10 @@ pub use crate::away::AwayConfig;
 use crate::away::{Away, Due, Identity};
 use crate::netstack::{FlowId, NetEvent, Netstack};
 
+use self::domains::Questions;
+
+mod domains;
+
 /// The guest's network and, while a session lives, the tunnel channel that carries its connections.
 ///
 /// Drive it like this, and drain wholly before waiting:
@@ -86,6 +90,7 @@ impl Bridge {
     pub fn attach(&mut self, now: Instant, channel: Channel) {
         self.detach(now);
         self.away.tunnel_came(now);
+        self.netstack.tunnel_came(now, self.away.config().grace);
         self.tunnel = Some(Tunnel::new(channel));
     }
 
@@ -93,6 +98,7 @@ impl Bridge {
     /// that the client had not answered yet waits with the new ones.
     pub fn detach(&mut self, now: Instant) {
         let Some(tunnel) = self.tunnel.take() else { return };
+        self.netstack.tunnel_gone(now, self.away.config().remember, tunnel.announced);
         if !tunnel.announced {
             self.away.tunnel_was_none();
         }
@@ -112,6 +118,7 @@ impl Bridge {
 
     /// Forgets what is known of tunnels that are gone: nothing of it answers any more.
     pub fn forget(&mut self, now: Instant) {
+        self.netstack.forget_tunnels();
         while let Some(address) = self.away.any() {
             self.forget_service(now, address);
         }
@@ -187,11 +194,9 @@ impl Bridge {
             Event::ServiceDescribed { service, info } => {
                 debug!(service = service.0, info = ?info.info(), "what a service says of itself");
             }
-            Event::NameAnswered { query, answer } => {
-                debug!(query = query.0, ?answer, "nobody asked for the name")
-            }
-            Event::DomainAdded { name } => debug!(name, "names of a domain may be asked for"),
-            Event::DomainRemoved { name } => debug!(name, "names of a domain may not be asked for any more"),
+            Event::NameAnswered { query, answer } => tunnel.name_answered(now, netstack, query, answer),
+            Event::DomainAdded { name } => domains::allow(netstack, name),
+            Event::DomainRemoved { name } => domains::disallow(netstack, name),
             Event::Disconnecting { reason } => info!(reason, "the client is leaving"),
             Event::Ready { .. }
             | Event::NameAsked { .. }
@@ -211,6 +216,7 @@ impl Bridge {
             while let Some(event) = self.netstack.poll_event() {
                 self.handle_net_event(now, event);
             }
+            self.ask_names(now);
             let Some(tunnel) = &mut self.tunnel else { return };
             if !tunnel.send_round(&mut self.netstack, now) {
                 return;
@@ -335,6 +341,7 @@ struct Tunnel {
     services: Vec<Service>,
     /// INVARIANT: has exactly the addresses of `services`.
     by_address: HashMap<SocketAddr, ServiceId>,
+    questions: Questions,
     /// The client has announced a service.
     announced: bool,
 }
@@ -355,6 +362,7 @@ impl Tunnel {
             ready: VecDeque::new(),
             services: Vec::new(),
             by_address: HashMap::new(),
+            questions: Questions::default(),
             announced: false,
         }
     }

@@ -370,6 +370,8 @@ impl Netstack {
             Some(Upward::Names(asked)) => self.names.handle(now, &asked, &mut self.counters),
             None => {}
         }
+        // What a connection to the DNS server asked may have to be asked of the tunnel's client at once.
+        self.serve_streams(now);
     }
 
     /// Time has passed: whatever was due happens. Harmless if nothing was.
