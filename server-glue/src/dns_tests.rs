@@ -10,7 +10,7 @@ use crate::netstack::NetEvent;
 use crate::packet::{PROTOCOL_UDP, put_udp};
 use crate::script::{ACK, FIN, GATEWAY, GUEST, HOST, PSH, RST, SYN, Script, Tcp, ipv4, read_ipv4, tcp};
 
-fn query(id: u16, name: &str, kind: RecordType) -> Vec<u8> {
+pub(crate) fn query(id: u16, name: &str, kind: RecordType) -> Vec<u8> {
     let mut message = Message::new(id, MessageType::Query, OpCode::Query);
     message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
     message.to_vec().unwrap()
@@ -21,7 +21,7 @@ fn gateway(id: u16) -> Vec<u8> {
     query(id, "gateway.tunnel.internal.", RecordType::A)
 }
 
-fn datagram(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u8]) -> Vec<u8> {
+pub(crate) fn datagram(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u8]) -> Vec<u8> {
     let mut packet = Vec::new();
     put_udp(&mut packet, SocketAddrV4::new(from.0, from.1), SocketAddrV4::new(to.0, to.1), payload);
     // Its IPv4 header is thrown away.

@@ -82,3 +82,6 @@ pub(super) fn disallow(netstack: &mut Netstack, name: &str) {
     netstack.disallow_domain(name);
     info!(name, "the guest may not ask for names of a domain any more");
 }
+
+#[cfg(test)]
+mod tests;
