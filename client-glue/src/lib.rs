@@ -15,6 +15,7 @@
 
 pub mod companion;
 mod dial;
+mod discover;
 mod error;
 mod events;
 mod handle;

@@ -1,0 +1,3 @@
+//! What stands in the user's network.
+
+pub(crate) mod http;
