@@ -15,7 +15,8 @@
 
 pub mod companion;
 mod dial;
-mod discover;
+#[cfg(feature = "discover")]
+pub mod discover;
 mod error;
 mod events;
 mod handle;

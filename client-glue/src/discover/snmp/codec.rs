@@ -51,7 +51,12 @@ pub(super) enum SnmpError {
 }
 
 /// GetRequest for one object. `None`: an object's name that is none.
-pub(super) fn request(version: SnmpVersion, community: &[u8], id: i32, object: &'static [u32]) -> Option<Vec<u8>> {
+pub(super) fn request(
+    version: SnmpVersion,
+    community: &[u8],
+    id: i32,
+    object: &'static [u32],
+) -> Option<Vec<u8>> {
     let name = ObjectIdentifier::new(object)?;
     let community = OctetString::from(community.to_vec());
     match version {
@@ -258,7 +263,11 @@ mod tests {
         assert_eq!(answer(&huge), Err(SnmpError::Malformed));
         assert_eq!(answer(&[0; 3000]), Err(SnmpError::TooLong(3000)));
         // An arc of more than 32 bits, and one that never ends.
-        for oid in [&[0x06, 7, 0x2b, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f][..], &[0x06, 3, 0x2b, 0xff, 0xff], &[0x06, 0]] {
+        for oid in [
+            &[0x06, 7, 0x2b, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f][..],
+            &[0x06, 3, 0x2b, 0xff, 0xff],
+            &[0x06, 0],
+        ] {
             assert!(answer(&response(1, 0, oid)).is_err(), "{oid:?}");
         }
     }

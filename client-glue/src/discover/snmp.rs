@@ -1,0 +1,4 @@
+//! SNMP.
+
+mod codec;
+mod neighbours;
