@@ -1,6 +1,9 @@
 //! On which of the machine's interfaces one looks for devices.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use thiserror::Error;
 
@@ -27,20 +30,28 @@ pub struct InterfaceFilter {
     pub except: Vec<String>,
 }
 
+/// A network: an address in it, and how many bits of it all its addresses have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network {
+    /// Any address in it.
+    pub address: IpAddr,
+    /// How many bits are the network's.
+    pub prefix: u8,
+}
+
 /// One address of one interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Interface {
     pub(crate) name: String,
     pub(crate) index: Option<u32>,
-    pub(crate) address: IpAddr,
-    /// Bits of `address` that its network has in common.
-    pub(crate) prefix: u8,
+    /// The interface's own address, in its network.
+    pub(crate) network: Network,
     pub(crate) broadcast: Option<Ipv4Addr>,
 }
 
-impl Interface {
-    /// Whether `address` is in this interface's network.
-    pub(crate) fn holds(&self, address: IpAddr) -> bool {
+impl Network {
+    /// Whether `address` is in it.
+    pub fn holds(&self, address: IpAddr) -> bool {
         match (self.address, address) {
             (IpAddr::V4(own), IpAddr::V4(other)) => {
                 let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix.min(32))).unwrap_or(0);
@@ -66,7 +77,7 @@ pub(crate) fn interfaces(filter: &InterfaceFilter) -> Result<Vec<Interface>, Int
                 if_addrs::IfAddr::V6(six) => (six.prefixlen, None),
             };
             let (address, index) = (interface.ip(), interface.index);
-            Interface { name: interface.name, index, address, prefix, broadcast }
+            Interface { name: interface.name, index, network: Network { address, prefix }, broadcast }
         })
         .collect();
     found.truncate(MAX_INTERFACES);
@@ -84,4 +95,9 @@ impl InterfaceFilter {
         }
         !interface.is_p2p() && !VIRTUAL.iter().any(|start| interface.name.starts_with(start))
     }
+}
+
+/// Every address of this machine, loopback included.
+pub(crate) fn own_addresses() -> Result<BTreeSet<IpAddr>, InterfaceError> {
+    Ok(if_addrs::get_if_addrs()?.iter().map(if_addrs::Interface::ip).collect())
 }

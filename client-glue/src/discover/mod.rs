@@ -24,7 +24,7 @@ mod xml;
 pub use self::{
     config::{DiscoverConfig, DnsSdConfig, LocalConfig, UnicastDnsSdConfig},
     device::{Device, MAX_ADDRESSES, MAX_SERVICES, Service, ServiceClass, Source, Standing, Update},
-    interfaces::{InterfaceError, InterfaceFilter},
+    interfaces::{InterfaceError, InterfaceFilter, Network},
     network_id::{MAX_NETWORK_ID, NetworkId},
     outlet::SourceError,
     sighting::{MAX_KEY, Sighting, SightingEvent, SightingKey},
