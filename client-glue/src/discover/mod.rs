@@ -7,6 +7,7 @@
 //! | how is a source plugged in | `outlet` |
 //! | how is text of the network made harmless | [`clean`] |
 
+mod announced;
 pub mod clean;
 mod config;
 mod device;
@@ -16,8 +17,11 @@ mod interfaces;
 mod location;
 mod network_id;
 mod outlet;
+mod printing;
 mod sighting;
 mod snmp;
+mod sockets;
+mod tasks;
 mod text;
 mod xml;
 
