@@ -18,11 +18,15 @@ mod location;
 mod network_id;
 mod outlet;
 mod printing;
+mod rounds;
 mod sighting;
 mod snmp;
 mod sockets;
+mod ssdp;
 mod tasks;
 mod text;
+mod watch;
+mod ws_discovery;
 mod xml;
 
 pub use self::{

@@ -16,6 +16,7 @@ use super::clean;
 use super::device::{Service, ServiceClass};
 use super::device_id::DeviceId;
 use super::http::{Bounds, HttpError, Request, fetch};
+use super::location::Location;
 use super::sighting::Sighting;
 use super::text::Uuid;
 
@@ -142,6 +143,24 @@ pub(crate) fn describe(sighting: &mut Sighting, known: &Known, ways: &Ways) {
     let named = own.into_iter().flat_map(|own| own.all("printer-uri-supported"));
     sighting.host = sighting.host.take().or_else(|| named.filter_map(|uri| host_of(uri)).next());
     sighting.services.extend(services(sighting, known, ways));
+}
+
+/// Maker and model in one line, the maker once: makers write it before the model too.
+pub(crate) fn make_and_model(maker: Option<&str>, model: Option<&str>) -> Option<String> {
+    let bytes = |text: Option<&str>| text.map(|text| text.as_bytes().to_vec());
+    let id = DeviceId { maker: bytes(maker), model: bytes(model), ..DeviceId::default() };
+    id.make_and_model().and_then(|text| String::from_utf8(text).ok())
+}
+
+/// Pages for people, as DNS-SD would advertise them.
+pub(crate) fn pages(page: &Location, name: Option<&Label>) -> Service {
+    let mut service = Service::bare(page.port(), ServiceClass::Web);
+    if let (Some(name), Ok(kind)) = (name, ServiceType::new("_http._tcp")) {
+        let path = page.path();
+        let txt = clean::txt([("path", Some(path.as_bytes()))], None, &[]);
+        service.adverts.push(Advert { kind, instance: name.clone(), subtypes: Vec::new(), txt });
+    }
+    service
 }
 
 /// Of a URI, if it is a name of multicast DNS; another's could be anybody's.

@@ -104,6 +104,12 @@ impl Element {
         self.children.iter().find(|child| child.name == name)
     }
 
+    /// Takes that child out.
+    pub(crate) fn take(&mut self, name: &str) -> Option<Element> {
+        let at = self.children.iter().position(|child| child.name == name)?;
+        Some(self.children.swap_remove(at))
+    }
+
     /// The text of that child.
     pub(crate) fn text_of(&self, name: &str) -> Option<&str> {
         self.child(name)?.text()

@@ -25,22 +25,19 @@ use std::time::{Duration, Instant};
 use super::codec::{self, Answer, SnmpVersion, Value};
 use super::objects::{Facts, Object, PRINTER};
 use crate::discover::interfaces::Interface;
+use crate::discover::rounds::Rounds;
 
 /// Where agents listen.
 const PORT: u16 = 161;
-/// When the first broadcasts go out.
-const FIRST: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(3)];
-/// Between the later ones.
+/// Between two rounds, but the first.
 const ROUND: Duration = Duration::from_secs(60);
-/// When questions are repeated that were not answered, counted from the first time; the last of them is the end.
+/// How long answers are waited for until the questions that have none are repeated, and at the last until it is over.
 const REPEATS: [Duration; 3] =
-    [Duration::from_millis(1500), Duration::from_secs(4), Duration::from_millis(7500)];
+    [Duration::from_millis(1500), Duration::from_millis(2500), Duration::from_millis(3500)];
 /// A printer that was silent for so long, which is more than three rounds, is gone.
 const SILENCE: Duration = Duration::from_secs(200);
 /// A printer is asked everything again, since another one may stand at its address.
 const REFRESH: Duration = Duration::from_secs(300);
-/// When the first look round is over: not before that, and not much later either.
-const LOOKED: [Duration; 2] = [Duration::from_secs(4), Duration::from_secs(15)];
 /// Most printers.
 pub(super) const MAX_HOSTS: usize = 256;
 /// Most printers that are asked at the same time.
@@ -79,9 +76,7 @@ pub(super) struct Hunt {
     /// The number of a broadcast is this and the index of its way.
     round_id: u32,
     next_id: u32,
-    began: Instant,
-    next_round: Instant,
-    looked_round: bool,
+    rounds: Rounds,
     /// INVARIANT: at most [`MAX_HOSTS`].
     hosts: BTreeMap<IpAddr, Host>,
     transmits: VecDeque<Transmit>,
@@ -104,7 +99,8 @@ enum State {
         doubted: bool,
     },
     Asking {
-        began: Instant,
+        /// When that is to be thought of again.
+        due: Instant,
         /// How often the questions were repeated.
         repeated: usize,
         /// The number of the first question; that of the others follow in their order.
@@ -131,9 +127,7 @@ impl Hunt {
             networks,
             round_id: seed,
             next_id: seed.wrapping_add(64),
-            began: now,
-            next_round: now,
-            looked_round: false,
+            rounds: Rounds::new(ROUND, now),
             hosts: BTreeMap::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -157,7 +151,7 @@ impl Hunt {
             }
             stays
         });
-        (self.began, self.next_round) = (now, now);
+        self.rounds.again(now);
         self.handle_timeout(now);
     }
 
@@ -199,10 +193,9 @@ impl Hunt {
 
     /// Time has passed.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
-        if now >= self.next_round {
-            self.ask_everybody(now);
+        if self.rounds.begin(now) {
+            self.ask_everybody();
         }
-        self.let_go(now);
         let addresses: Vec<IpAddr> = self.hosts.keys().copied().collect();
         for address in &addresses {
             self.step(*address, now);
@@ -210,7 +203,10 @@ impl Hunt {
         for address in addresses {
             self.begin(address, now);
         }
-        self.end_first_round(now);
+        self.let_go(now);
+        if self.rounds.looked_round(self.is_asking(), now) {
+            self.events.push_back(HuntEvent::LookedRound);
+        }
     }
 
     /// To be sent next.
@@ -227,23 +223,13 @@ impl Hunt {
     pub(super) fn poll_timeout(&self) -> Instant {
         let hosts = self.hosts.values().filter_map(|host| match &host.state {
             State::Waiting { .. } => None,
-            State::Asking { began, repeated, .. } => {
-                Some(*began + REPEATS.get(*repeated).copied().unwrap_or_default())
-            }
+            State::Asking { due, .. } => Some(*due),
             State::Known { until } => Some((*until).min(host.heard + SILENCE)),
         });
-        let [soon, late] = LOOKED;
-        let looked = if self.looked_round {
-            None
-        } else if self.is_asking() {
-            Some(self.began + late)
-        } else {
-            Some(self.began + soon)
-        };
-        hosts.chain(looked).fold(self.next_round, Instant::min)
+        hosts.fold(self.rounds.deadline(self.is_asking()), Instant::min)
     }
 
-    fn ask_everybody(&mut self, now: Instant) {
+    fn ask_everybody(&mut self) {
         for place in &self.networks {
             let Some(broadcast) = place.broadcast else { continue };
             let from = place.network.address;
@@ -262,9 +248,6 @@ impl Hunt {
             let to = SocketAddr::from((*address, PORT));
             self.transmits.extend(bytes.map(|bytes| Transmit { from: host.from, to, bytes }));
         }
-        // Those that were slept through are not made up for.
-        let next = FIRST.iter().map(|after| self.began + *after).find(|next| *next > now);
-        self.next_round = next.unwrap_or(now + ROUND);
     }
 
     fn handle_round(
@@ -332,7 +315,7 @@ impl Hunt {
             && asked < MAX_ASKED
         {
             host.state = State::Asking {
-                began: now,
+                due: now + wait(0),
                 repeated: 0,
                 first_id: self.next_id,
                 answered: Default::default(),
@@ -349,14 +332,14 @@ impl Hunt {
         let Some(host) = self.hosts.get_mut(&address) else { return };
         match &mut host.state {
             State::Waiting { .. } => {}
-            State::Asking { began, repeated, answered, facts, doubted, .. } => {
-                let due = *began + REPEATS.get(*repeated).copied().unwrap_or_default();
+            State::Asking { due, repeated, answered, facts, doubted, .. } => {
                 let over = answered.iter().all(|answered| *answered);
-                if !over && now < due {
+                if !over && now < *due {
                     return;
                 }
                 if !over && *repeated + 1 < REPEATS.len() {
                     *repeated += 1;
+                    *due = now + wait(*repeated);
                     self.ask(address);
                     return;
                 }
@@ -404,15 +387,10 @@ impl Hunt {
     fn is_asking(&self) -> bool {
         self.hosts.values().any(|host| matches!(host.state, State::Waiting { .. } | State::Asking { .. }))
     }
+}
 
-    fn end_first_round(&mut self, now: Instant) {
-        let [soon, late] = LOOKED;
-        let since = now.saturating_duration_since(self.began);
-        if !self.looked_round && (since >= late || since >= soon && !self.is_asking()) {
-            self.looked_round = true;
-            self.events.push_back(HuntEvent::LookedRound);
-        }
-    }
+fn wait(repeated: usize) -> Duration {
+    REPEATS.get(repeated).copied().unwrap_or_default()
 }
 
 /// Agents are known that take a number's sign for something.
