@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use self::hunt::{Hunt, HuntEvent};
 use self::objects::{Facts, Object};
@@ -27,9 +27,6 @@ use super::sighting::Sighting;
 use super::sockets::Sockets;
 use super::tasks::Tasks;
 use super::text::Mac;
-
-/// Between two looks at the machine's interfaces.
-const INTERFACES: Duration = Duration::from_secs(5);
 
 /// SNMP.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,15 +58,14 @@ async fn look(
 ) -> Result<std::convert::Infallible, SourceError> {
     let communities: Vec<Vec<u8>> =
         config.communities.iter().map(|community| community.as_bytes().to_vec()).collect();
-    let mut places = places(filter)?;
+    let places = places(filter)?;
     let mut sockets = Sockets::open(&places)?;
     // A hasher's random keys are randomness enough to tell answers apart.
     let seed = u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default();
-    let mut hunt = Hunt::new(&communities, seed, places.clone(), Instant::now());
+    let mut hunt = Hunt::new(&communities, seed, places, Instant::now());
     let mut tasks = Tasks::default();
     let mut known: BTreeMap<IpAddr, (Facts, Ways)> = BTreeMap::new();
     let mut looked_round = false;
-    let mut check = Instant::now() + INTERFACES;
     let mut buffer = vec![0; codec::MAX_MESSAGE + 1];
     send(&mut hunt, &sockets).await;
     outlet.looking().await;
@@ -96,7 +92,7 @@ async fn look(
             looked_round = false;
         }
         send(&mut hunt, &sockets).await;
-        let next = hunt.poll_timeout().min(check);
+        let next = hunt.poll_timeout();
         tokio::select! {
             packet = sockets.receive(&mut buffer) => {
                 let packet = packet?;
@@ -114,24 +110,14 @@ async fn look(
                     }
                 }
                 Ask::LookAgain => {
-                    places = self::places(filter)?;
+                    let places = places(filter)?;
                     sockets = Sockets::open(&places)?;
-                    hunt.look_again(places.clone(), Instant::now());
+                    hunt.look_again(places, Instant::now());
                 }
             },
             () = tokio::time::sleep_until(next.into()) => {}
         }
-        let now = Instant::now();
-        if now >= check {
-            check = now + INTERFACES;
-            let are = self::places(filter)?;
-            if are != places {
-                sockets = Sockets::open(&are)?;
-                hunt.look_again(are.clone(), now);
-                places = are;
-            }
-        }
-        hunt.handle_timeout(now);
+        hunt.handle_timeout(Instant::now());
     }
 }
 

@@ -15,12 +15,12 @@ use super::announced::Key;
 use super::device::Source;
 use super::http::{Bounds, HttpError, Request, fetch};
 use super::interfaces::InterfaceFilter;
+use super::listen::{self, Described, Heard, Protocol};
 use super::location::Location;
 use super::outlet::{Outlet, SourceError};
 use super::printing::{self, Known, Ways};
 use super::sighting::Sighting;
 use super::text::Uuid;
-use super::watch::{self, Described, Heard, Protocol};
 use super::xml::MAX_XML;
 
 /// Where devices listen, and announce themselves.
@@ -35,7 +35,7 @@ pub struct SsdpConfig {}
 
 /// Looks until it is dropped, or cannot go on.
 pub(crate) async fn run(SsdpConfig {}: SsdpConfig, filter: &InterfaceFilter, outlet: Outlet) -> SourceError {
-    watch::run(Ssdp, describe, filter, outlet).await
+    listen::run(Ssdp, describe, filter, outlet).await
 }
 
 /// Its messages.

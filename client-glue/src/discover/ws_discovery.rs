@@ -18,12 +18,12 @@ use super::clean;
 use super::device::{Service, ServiceClass, Source};
 use super::http::{Bounds, HttpError, Request, fetch};
 use super::interfaces::InterfaceFilter;
+use super::listen::{self, Described, Heard, Protocol};
 use super::location::Location;
 use super::outlet::{Outlet, SourceError};
 use super::printing::{self, Known, Ways};
 use super::sighting::Sighting;
 use super::text::Uuid;
-use super::watch::{self, Described, Heard, Protocol};
 use super::xml::{Element, MAX_XML};
 
 const PORT: u16 = 3702;
@@ -53,7 +53,7 @@ pub(crate) async fn run(
     filter: &InterfaceFilter,
     outlet: Outlet,
 ) -> SourceError {
-    watch::run(WsDiscovery::new(random()), describe, filter, outlet).await
+    listen::run(WsDiscovery::new(random()), describe, filter, outlet).await
 }
 
 /// Its messages.

@@ -4,13 +4,13 @@ use super::*;
 use crate::discover::announced::Order;
 use crate::discover::device::ServiceClass;
 use crate::discover::interfaces::Network;
-use crate::discover::watch::Watch;
+use crate::discover::listen::Listener;
 
 const OWN: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
-fn watch() -> (Watch<Ssdp>, Instant) {
+fn listener() -> (Listener<Ssdp>, Instant) {
     let now = Instant::now();
-    (Watch::new(Ssdp, vec![Network { address: OWN, prefix: 24 }], now), now)
+    (Listener::new(Ssdp, vec![Network { address: OWN, prefix: 24 }], now), now)
 }
 
 fn notify(id: &str, location: &str) -> Vec<u8> {
@@ -27,21 +27,21 @@ fn bye(id: &str) -> Vec<u8> {
 
 #[test]
 fn it_asks_for_printers_and_root_devices() {
-    let (mut watch, now) = watch();
+    let (mut listener, now) = listener();
     for round in [0, 1, 3, 123] {
-        watch.handle_timeout(now + Duration::from_secs(round));
+        listener.handle_timeout(now + Duration::from_secs(round));
         for target in message::TARGETS {
-            let packet = watch.poll_transmit().unwrap();
+            let packet = listener.poll_transmit().unwrap();
             assert_eq!((packet.from, packet.to), (OWN, GROUP));
             assert!(String::from_utf8(packet.bytes).unwrap().contains(target));
         }
-        assert_eq!(watch.poll_transmit(), None);
+        assert_eq!(listener.poll_transmit(), None);
     }
 }
 
 #[test]
 fn a_device_is_described_at_its_own_address_only() {
-    let (mut watch, now) = watch();
+    let (mut listener, now) = listener();
     let device: SocketAddr = ([10, 0, 0, 5], 1900).into();
     for (from, location) in [
         (device, "http://10.0.0.6/d.xml"),
@@ -51,32 +51,32 @@ fn a_device_is_described_at_its_own_address_only() {
         (([10, 0, 1, 5], 1900).into(), "http://10.0.1.5/d.xml"),
         ((OWN, 1900).into(), "http://10.0.0.1/d.xml"),
     ] {
-        watch.handle_packet(OWN, from, &notify("a", location), now);
-        assert_eq!(watch.poll_order(now), None, "{from} {location}");
+        listener.handle_packet(OWN, from, &notify("a", location), now);
+        assert_eq!(listener.poll_order(now), None, "{from} {location}");
     }
-    watch.handle_packet(OWN, device, &notify("A", "http://10.0.0.5:80/d.xml"), now);
-    let Some(Order::Describe(key, place)) = watch.poll_order(now) else { panic!("nothing to describe") };
+    listener.handle_packet(OWN, device, &notify("A", "http://10.0.0.5:80/d.xml"), now);
+    let Some(Order::Describe(key, place)) = listener.poll_order(now) else { panic!("nothing to describe") };
     assert_eq!((key.id.as_str(), place.address(key.device)), ("a", ([10, 0, 0, 5], 80).into()));
-    assert!(watch.described(&key, true, now));
+    assert!(listener.described(&key, true, now));
     // Only it can take it back.
-    watch.handle_packet(OWN, ([10, 0, 0, 6], 1900).into(), &bye("a"), now);
-    assert_eq!(watch.poll_order(now), None);
-    watch.handle_packet(OWN, device, &bye("a"), now);
-    assert_eq!(watch.poll_order(now), Some(Order::Gone(key)));
+    listener.handle_packet(OWN, ([10, 0, 0, 6], 1900).into(), &bye("a"), now);
+    assert_eq!(listener.poll_order(now), None);
+    listener.handle_packet(OWN, device, &bye("a"), now);
+    assert_eq!(listener.poll_order(now), Some(Order::Gone(key)));
 }
 
 #[test]
 fn who_says_no_more_is_gone_when_it_said_it_would_be() {
-    let (mut watch, now) = watch();
-    watch.handle_packet(OWN, ([10, 0, 0, 5], 1900).into(), &notify("a", "http://10.0.0.5/"), now);
-    let Some(Order::Describe(key, _)) = watch.poll_order(now) else { panic!("nothing to describe") };
-    watch.described(&key, true, now);
+    let (mut listener, now) = listener();
+    listener.handle_packet(OWN, ([10, 0, 0, 5], 1900).into(), &notify("a", "http://10.0.0.5/"), now);
+    let Some(Order::Describe(key, _)) = listener.poll_order(now) else { panic!("nothing to describe") };
+    listener.described(&key, true, now);
     let almost = now + Duration::from_secs(99);
-    watch.handle_timeout(almost);
-    assert!(watch.looked_round(false, almost));
-    assert_eq!(watch.poll_order(almost), None);
-    assert_eq!(watch.poll_timeout(false), now + Duration::from_secs(100));
-    assert_eq!(watch.poll_order(now + Duration::from_secs(100)), Some(Order::Gone(key)));
+    listener.handle_timeout(almost);
+    assert!(listener.looked_round(false, almost));
+    assert_eq!(listener.poll_order(almost), None);
+    assert_eq!(listener.poll_timeout(false), now + Duration::from_secs(100));
+    assert_eq!(listener.poll_order(now + Duration::from_secs(100)), Some(Order::Gone(key)));
 }
 
 fn described(xml: &str) -> Sighting {

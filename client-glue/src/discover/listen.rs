@@ -15,8 +15,6 @@ use super::sighting::Sighting;
 use super::sockets::Sockets;
 use super::tasks::Tasks;
 
-/// Between two looks at the machine's interfaces.
-const INTERFACES: Duration = Duration::from_secs(5);
 /// Most packets that wait to be sent.
 const MOST_TO_SEND: usize = 1024;
 
@@ -72,7 +70,7 @@ pub(crate) struct Transmit {
 
 /// A protocol at work, without sockets. Drain [`poll_transmit`](Self::poll_transmit) and [`poll_order`](Self::poll_order) after each
 /// `handle_*` and command, then wait until [`poll_timeout`](Self::poll_timeout).
-pub(crate) struct Watch<P: Protocol> {
+pub(crate) struct Listener<P: Protocol> {
     protocol: P,
     networks: Vec<Network>,
     rounds: Rounds,
@@ -80,17 +78,17 @@ pub(crate) struct Watch<P: Protocol> {
     transmits: VecDeque<Transmit>,
 }
 
-impl<P: Protocol> Watch<P> {
+impl<P: Protocol> Listener<P> {
     pub(crate) fn new(protocol: P, networks: Vec<Network>, now: Instant) -> Self {
-        let mut watch = Watch {
+        let mut listener = Listener {
             protocol,
             networks,
             rounds: Rounds::new(P::ROUND, now),
             announced: Announced::default(),
             transmits: VecDeque::new(),
         };
-        watch.handle_timeout(now);
-        watch
+        listener.handle_timeout(now);
+        listener
     }
 
     /// The machine's networks are these now, or it woke: looks again from the start.
@@ -207,17 +205,16 @@ where
     P: Protocol,
     F: Future<Output = Option<Described>> + Send + 'static,
 {
-    let mut places = places::<P>(filter)?;
+    let places = places::<P>(filter)?;
     let mut sockets = open::<P>(&places)?;
-    let mut watch = Watch::new(protocol, networks(&places), Instant::now());
+    let mut listener = Listener::new(protocol, networks(&places), Instant::now());
     let mut tasks: Tasks<Key, Option<Described>> = Tasks::default();
     let mut known: BTreeMap<Key, Ways> = BTreeMap::new();
-    let mut check = Instant::now() + INTERFACES;
     let mut buffer = vec![0; P::LONGEST + 1];
     let mut looking = false;
     loop {
         let now = Instant::now();
-        while let Some(order) = watch.poll_order(now) {
+        while let Some(order) = listener.poll_order(now) {
             match order {
                 Order::Describe(key, place) => {
                     let before = known.get(&key).cloned().unwrap_or_default();
@@ -230,24 +227,24 @@ where
                 }
             }
         }
-        while let Some(packet) = watch.poll_transmit() {
+        while let Some(packet) = listener.poll_transmit() {
             sockets.send(packet.from, packet.to, &packet.bytes).await;
         }
         if !std::mem::replace(&mut looking, true) {
             outlet.looking().await;
         }
-        if watch.looked_round(!tasks.is_empty(), now) {
+        if listener.looked_round(!tasks.is_empty(), now) {
             outlet.looked_round().await;
         }
-        let next = watch.poll_timeout(!tasks.is_empty()).min(check);
+        let next = listener.poll_timeout(!tasks.is_empty());
         tokio::select! {
             packet = sockets.receive(&mut buffer) => {
                 let packet = packet?;
                 let bytes = buffer.get(..packet.length).unwrap_or_default();
-                watch.handle_packet(packet.own, packet.from, bytes, Instant::now());
+                listener.handle_packet(packet.own, packet.from, bytes, Instant::now());
             }
             (key, described) = tasks.next() => {
-                if watch.described(&key, described.is_some(), Instant::now())
+                if listener.described(&key, described.is_some(), Instant::now())
                     && let Some((ways, sighting)) = described
                 {
                     known.insert(key, ways);
@@ -257,28 +254,18 @@ where
             ask = outlet.asked() => match ask {
                 Ask::Verify { addresses, .. } => {
                     for address in addresses {
-                        watch.verify(address, Instant::now());
+                        listener.verify(address, Instant::now());
                     }
                 }
                 Ask::LookAgain => {
-                    places = self::places::<P>(filter)?;
+                    let places = places::<P>(filter)?;
                     sockets = open::<P>(&places)?;
-                    watch.look_again(networks(&places), Instant::now());
+                    listener.look_again(networks(&places), Instant::now());
                 }
             },
             () = tokio::time::sleep_until(next.into()) => {}
         }
-        let now = Instant::now();
-        if now >= check {
-            check = now + INTERFACES;
-            let are = self::places::<P>(filter)?;
-            if are != places {
-                sockets = open::<P>(&are)?;
-                watch.look_again(networks(&are), now);
-                places = are;
-            }
-        }
-        watch.handle_timeout(now);
+        listener.handle_timeout(Instant::now());
     }
 }
 
