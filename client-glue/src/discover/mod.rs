@@ -24,6 +24,7 @@ mod config;
 mod device;
 mod dns_sd;
 mod interfaces;
+mod local;
 pub mod merge;
 mod network_id;
 mod outlet;
@@ -167,6 +168,11 @@ impl Discovery {
                 let (config, filter) = (config.clone(), filter.clone());
                 async move { dns_sd::run(config, &filter, outlet).await }
             }));
+        }
+        if let Some(config) = config.local {
+            let (sender, asks) = begin(Source::Local);
+            let run = move |outlet: Outlet| local::run(config.clone(), outlet);
+            tasks.spawn(supervise(Source::Local, sender, asks, run));
         }
         let first_rounds: BTreeSet<Source> =
             on.iter().copied().filter(|source| *source == Source::DnsSd).collect();
