@@ -205,9 +205,9 @@ where
     P: Protocol,
     F: Future<Output = Option<Described>> + Send + 'static,
 {
-    let places = places::<P>(filter)?;
-    let mut sockets = open::<P>(&places)?;
-    let mut listener = Listener::new(protocol, networks(&places), Instant::now());
+    let first = places::<P>(filter)?;
+    let mut sockets = open::<P>(&first)?;
+    let mut listener = Listener::new(protocol, networks(&first), Instant::now());
     let mut tasks: Tasks<Key, Option<Described>> = Tasks::default();
     let mut known: BTreeMap<Key, Ways> = BTreeMap::new();
     let mut buffer = vec![0; P::LONGEST + 1];

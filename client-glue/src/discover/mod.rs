@@ -28,6 +28,7 @@ mod dns_sd;
 mod http;
 mod interfaces;
 mod listen;
+mod local;
 mod location;
 pub mod merge;
 mod network_id;
@@ -207,6 +208,11 @@ impl Discovery {
                 let (config, filter) = (config.clone(), filter.clone());
                 async move { ws_discovery::run(config, &filter, outlet).await }
             }));
+        }
+        if let Some(config) = config.local {
+            let (sender, asks) = begin(Source::Local);
+            let run = move |outlet: Outlet| local::run(config.clone(), outlet);
+            tasks.spawn(supervise(Source::Local, sender, asks, run));
         }
         let first_rounds: BTreeSet<Source> =
             on.iter().copied().filter(|source| *source == Source::DnsSd).collect();

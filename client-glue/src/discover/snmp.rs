@@ -58,11 +58,11 @@ async fn look(
 ) -> Result<std::convert::Infallible, SourceError> {
     let communities: Vec<Vec<u8>> =
         config.communities.iter().map(|community| community.as_bytes().to_vec()).collect();
-    let places = places(filter)?;
-    let mut sockets = Sockets::open(&places)?;
+    let first = places(filter)?;
+    let mut sockets = Sockets::open(&first)?;
     // A hasher's random keys are randomness enough to tell answers apart.
     let seed = u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default();
-    let mut hunt = Hunt::new(&communities, seed, places, Instant::now());
+    let mut hunt = Hunt::new(&communities, seed, first, Instant::now());
     let mut tasks = Tasks::default();
     let mut known: BTreeMap<IpAddr, (Facts, Ways)> = BTreeMap::new();
     let mut looked_round = false;
