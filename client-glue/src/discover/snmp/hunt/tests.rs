@@ -2,7 +2,7 @@ use std::net::Ipv4Addr;
 
 use proptest::prelude::*;
 
-use super::super::testing::Agent;
+use super::super::testing::{Agent, Value as Kept};
 use super::*;
 use crate::discover::interfaces::Network;
 
@@ -18,7 +18,7 @@ fn network(own: IpAddr, broadcast: [u8; 4]) -> Interface {
 struct Lan {
     hunt: Hunt,
     now: Instant,
-    agents: BTreeMap<IpAddr, (Agent, SnmpVersion)>,
+    agents: BTreeMap<IpAddr, Agent>,
     /// How many packets were sent.
     sent: usize,
     /// Packets to each address are lost while this says so.
@@ -32,8 +32,8 @@ impl Lan {
         Lan { hunt, now, agents: BTreeMap::new(), sent: 0, lossy: Box::new(|_| false) }
     }
 
-    fn with(mut self, address: IpAddr, version: SnmpVersion, agent: Agent) -> Self {
-        self.agents.insert(address, (agent, version));
+    fn with(mut self, address: IpAddr, agent: Agent) -> Self {
+        self.agents.insert(address, agent);
         self
     }
 
@@ -46,15 +46,11 @@ impl Lan {
             if (self.lossy)(self.sent) {
                 continue;
             }
-            for (address, (agent, version)) in &self.agents {
+            for (address, agent) in &self.agents {
                 if !broadcast && packet.to.ip() != *address {
                     continue;
                 }
-                let answer = match version {
-                    SnmpVersion::V1 => agent.v1(&packet.bytes, b"public"),
-                    SnmpVersion::V2c => agent.v2c(&packet.bytes, b"public"),
-                };
-                if let Some(answer) = answer {
+                if let Some(answer) = agent.answer(&packet.bytes) {
                     self.hunt.handle_packet(OWN, SocketAddr::new(*address, PORT), &answer, self.now);
                 }
             }
@@ -91,11 +87,14 @@ fn seconds(seconds: u64) -> Duration {
 }
 
 fn a_printer() -> Agent {
-    Agent::printer(&[
-        (Object::DeviceId, "MFG:HP;MDL:LaserJet 4;"),
-        (Object::Serial, "ABC1"),
-        (Object::Location, "here"),
-    ])
+    a_printer_of(SnmpVersion::V1)
+}
+
+fn a_printer_of(version: SnmpVersion) -> Agent {
+    Agent::printer(
+        version,
+        &[(Object::DeviceId, "MFG:HP;MDL:LaserJet 4;"), (Object::Serial, "ABC1"), (Object::Location, "here")],
+    )
 }
 
 fn found(events: &[HuntEvent]) -> Vec<(IpAddr, &Facts)> {
@@ -112,7 +111,7 @@ fn found(events: &[HuntEvent]) -> Vec<(IpAddr, &Facts)> {
 #[test]
 fn a_printer_of_either_version_tells_what_it_knows_at_once() {
     for version in [SnmpVersion::V1, SnmpVersion::V2c] {
-        let mut lan = Lan::new().with(PRINTER_ADDRESS, version, a_printer());
+        let mut lan = Lan::new().with(PRINTER_ADDRESS, a_printer_of(version));
         let events = lan.pass(Duration::ZERO);
         let [(address, facts)] = found(&events)[..] else { panic!("{events:?}") };
         assert_eq!(address, PRINTER_ADDRESS);
@@ -141,7 +140,7 @@ fn broadcasts_are_few_and_go_on() {
 
 #[test]
 fn lost_packets_are_made_up_for() {
-    let mut lan = Lan::new().with(PRINTER_ADDRESS, SnmpVersion::V1, a_printer());
+    let mut lan = Lan::new().with(PRINTER_ADDRESS, a_printer());
     // The first broadcasts are lost, and then about every fourth packet.
     let mut random = 1_u64;
     lan.lossy = Box::new(move |sent| {
@@ -156,15 +155,15 @@ fn lost_packets_are_made_up_for() {
 #[test]
 fn what_is_no_printer_is_not_asked() {
     let mut other = a_printer();
-    other.0.insert(Object::DeviceType, Value::Name(vec![1, 3, 6, 1, 2, 1, 25, 3, 1, 4]));
-    let mut lan = Lan::new().with(PRINTER_ADDRESS, SnmpVersion::V1, other);
+    other.objects.insert(Object::DeviceType.name(), Kept::Name(&[1, 3, 6, 1, 2, 1, 25, 3, 1, 4]));
+    let mut lan = Lan::new().with(PRINTER_ADDRESS, other);
     assert_eq!(lan.pass(seconds(10)), [HuntEvent::LookedRound]);
     assert_eq!(lan.sent, 6);
 }
 
 #[test]
 fn a_silent_printer_goes_and_comes_back() {
-    let mut lan = Lan::new().with(PRINTER_ADDRESS, SnmpVersion::V1, a_printer());
+    let mut lan = Lan::new().with(PRINTER_ADDRESS, a_printer());
     lan.pass(seconds(10));
     let (address, agent) = lan.agents.pop_first().unwrap();
     assert_eq!(lan.pass(seconds(150)), []);
@@ -175,7 +174,7 @@ fn a_silent_printer_goes_and_comes_back() {
 
 #[test]
 fn who_is_doubted_is_asked_at_once() {
-    let mut lan = Lan::new().with(PRINTER_ADDRESS, SnmpVersion::V1, a_printer());
+    let mut lan = Lan::new().with(PRINTER_ADDRESS, a_printer());
     lan.pass(seconds(10));
     lan.hunt.verify(PRINTER_ADDRESS, lan.now);
     assert_eq!(found(&lan.pass(Duration::ZERO)).len(), 1);
@@ -187,10 +186,10 @@ fn who_is_doubted_is_asked_at_once() {
 
 #[test]
 fn another_printer_at_the_address_is_noticed() {
-    let mut lan = Lan::new().with(PRINTER_ADDRESS, SnmpVersion::V1, a_printer());
+    let mut lan = Lan::new().with(PRINTER_ADDRESS, a_printer());
     lan.pass(seconds(10));
-    let other = Agent::printer(&[(Object::Serial, "OTHER")]);
-    lan.agents.insert(PRINTER_ADDRESS, (other, SnmpVersion::V1));
+    let other = Agent::printer(SnmpVersion::V1, &[(Object::Serial, "OTHER")]);
+    lan.agents.insert(PRINTER_ADDRESS, other);
     let events = lan.pass(REFRESH);
     let [(_, facts)] = found(&events)[..] else { panic!("{events:?}") };
     assert_eq!(facts.get(Object::Serial), Some(&b"OTHER"[..]));
@@ -198,7 +197,7 @@ fn another_printer_at_the_address_is_noticed() {
 
 #[test]
 fn other_networks_take_their_printers_with_them() {
-    let mut lan = Lan::new().with(PRINTER_ADDRESS, SnmpVersion::V1, a_printer());
+    let mut lan = Lan::new().with(PRINTER_ADDRESS, a_printer());
     lan.pass(seconds(10));
     lan.hunt.look_again(vec![network([10, 0, 1, 1].into(), [10, 0, 1, 255])], lan.now);
     assert_eq!(lan.hunt.poll_event(), Some(HuntEvent::Gone(PRINTER_ADDRESS)));
@@ -209,7 +208,7 @@ fn other_networks_take_their_printers_with_them() {
 /// The answer of a printer at 10.0.0.5 to the first broadcast of version 1.
 fn answer(hunt: &mut Hunt) -> Vec<u8> {
     let packets: Vec<_> = std::iter::from_fn(|| hunt.poll_transmit()).collect();
-    packets.iter().find_map(|packet| a_printer().v1(&packet.bytes, b"public")).unwrap()
+    packets.iter().find_map(|packet| a_printer().answer(&packet.bytes)).unwrap()
 }
 
 #[test]
@@ -252,7 +251,7 @@ fn made_up_hosts_are_bounded_and_forgotten() {
     let packets = std::iter::from_fn(|| lan.hunt.poll_transmit()).count();
     assert_eq!(packets, MAX_ASKED * Object::FACTS.len());
     // A real one finds its place when the others turn out to be nobody, and nobody was told of them.
-    lan = lan.with(PRINTER_ADDRESS, SnmpVersion::V1, a_printer());
+    lan = lan.with(PRINTER_ADDRESS, a_printer());
     let events = lan.pass(seconds(300));
     let hosts: Vec<_> = found(&events).into_iter().map(|(address, _)| address).collect();
     assert_eq!(hosts, [PRINTER_ADDRESS]);
@@ -268,9 +267,9 @@ fn an_agent_that_answers_another_question_has_not_answered() {
     // All questions answered with the first one's object.
     let questions: Vec<_> = std::iter::from_fn(|| lan.hunt.poll_transmit()).collect();
     assert_eq!(questions.len(), Object::FACTS.len());
-    let first = a_printer().v1(&questions[0].bytes, b"public").unwrap();
+    let first = a_printer().answer(&questions[0].bytes).unwrap();
     for question in &questions {
-        let read = codec::answer(&a_printer().v1(&question.bytes, b"public").unwrap()).unwrap();
+        let read = codec::answer(&a_printer().answer(&question.bytes).unwrap()).unwrap();
         let mut forged = first.clone();
         let at = forged.windows(2).position(|bytes| bytes == [0xa2, 0x81] || bytes[0] == 0xa2).unwrap();
         let id_at = at + forged[at..].windows(2).position(|bytes| bytes == [0x02, 0x04]).unwrap() + 2;
@@ -301,7 +300,7 @@ proptest! {
                 _ => lan.hunt.handle_timeout(lan.now),
             }
             while let Some(packet) = lan.hunt.poll_transmit() {
-                if let Some(answer) = a_printer().v1(&packet.bytes, b"public") {
+                if let Some(answer) = a_printer().answer(&packet.bytes) {
                     lan.hunt.handle_packet(OWN, from, &answer, lan.now);
                 }
             }
