@@ -15,6 +15,8 @@
 
 pub mod companion;
 mod dial;
+#[cfg(feature = "discover")]
+pub mod discover;
 mod error;
 mod events;
 mod handle;
