@@ -18,6 +18,7 @@ mod dial;
 mod error;
 mod events;
 mod handle;
+mod http_host;
 mod link;
 mod network;
 mod ready;
