@@ -30,6 +30,8 @@
 //! over any number of messages without a window's running dry, and a request's length stays the service's to judge.
 
 mod chunked;
+#[cfg(any(test, feature = "test-http-host"))]
+mod exercise;
 mod head;
 #[cfg(test)]
 mod tests;
@@ -37,6 +39,9 @@ mod tests;
 use std::{fmt, io, str::FromStr, sync::Arc};
 
 use thiserror::Error;
+
+#[cfg(feature = "test-http-host")]
+pub use self::exercise::exercise_bytes;
 
 use self::{
     chunked::Chunked,

@@ -38,6 +38,9 @@ use spice_proto::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tunnel_channel::{Channel, Role};
 
+#[cfg(feature = "test-http-host")]
+#[doc(hidden)]
+pub use crate::http_host::exercise_bytes as exercise_http_host;
 pub use crate::{
     companion::{CompanionConfig, CompanionError, companion},
     dial::Refusal,

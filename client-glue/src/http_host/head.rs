@@ -102,7 +102,7 @@ impl Head {
         held
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "test-http-host"))]
     pub(super) fn held_len(&self) -> usize {
         self.held.len()
     }

@@ -1,41 +1,7 @@
 use proptest::prelude::*;
 
+use super::exercise::{HOST, Outcome, through};
 use super::*;
-
-const HOST: &str = "localhost:631";
-
-/// What a filter makes of one stream.
-#[derive(Debug, PartialEq, Eq)]
-struct Outcome {
-    written: Vec<u8>,
-    fault: Option<HttpFault>,
-}
-
-/// Passes `pieces` on, one message each, and ends.
-fn through<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Outcome {
-    let mut filter = HttpHost::new(HostRewrite::new(HOST).unwrap());
-    let mut written = Vec::new();
-    for piece in pieces {
-        let (mut left, mut scratch) = (piece, Vec::new());
-        while !left.is_empty() {
-            match filter.next(left, &mut scratch) {
-                Ok((taken, out)) => {
-                    assert!((1..=left.len()).contains(&taken));
-                    written.extend(out);
-                    left = &left[taken..];
-                }
-                Err(fault) => return Outcome { written, fault: Some(fault) },
-            }
-            if let At::Head(head) = &filter.at {
-                assert!(head.held_len() <= MAX_HELD);
-            }
-        }
-    }
-    let held = filter.finish();
-    assert!(held.len() <= MAX_HELD + 1);
-    written.extend(held);
-    Outcome { written, fault: None }
-}
 
 /// The same at every place where two messages may part, and for messages of a byte.
 fn everywhere(input: &[u8]) -> Outcome {
