@@ -54,7 +54,8 @@ pub struct SessionArgs {
 #[derive(Debug, Clone, Args)]
 pub struct SharingArgs {
     /// What the VM may reach: tcp://HOST:PORT, with ?name=NAME behind it to give it a lasting name, from which its
-    /// virtual address is derived. Can be given many times
+    /// virtual address is derived, and &host=localhost:631 where HTTP has to call it otherwise than the VM does. Can be given many
+    /// times
     #[arg(
         long = "share",
         value_name = "tcp://HOST:PORT?name=NAME",

@@ -8,7 +8,10 @@ use std::{
 use spice_proto::tunnel::GroupId;
 use tokio::sync::mpsc;
 
-use crate::share::{Host, Share, ShareError, ShareId};
+use crate::{
+    http_host::HostRewrite,
+    share::{Host, Share, ShareError, ShareId},
+};
 
 /// Steers a running tunnel. Clones steer the same one; the tunnel goes on when all of them are dropped.
 ///
@@ -36,6 +39,8 @@ pub(crate) struct Entry {
     pub(crate) group: GroupId,
     /// The device's name: what the server derives the virtual address from.
     pub(crate) device: String,
+    /// What the guest's HTTP requests are to call the service.
+    pub(crate) host_rewrite: Option<HostRewrite>,
 }
 
 impl Handle {
@@ -155,21 +160,31 @@ impl ShareBook {
             .or_insert_with(|| Device { group: GroupId(next_group), name: share.name.clone() });
         let id = ShareId(self.next_share);
         self.next_share += 1;
-        let entry = Entry { id, share: share.clone(), group: device.group, device: device.name.clone() };
+        let entry = entry(id, &share, device);
         self.shares.insert(id, share);
         Ok(entry)
     }
 
     fn entries(&self) -> Vec<Entry> {
         let of = |(id, share): (&ShareId, &Share)| {
-            let Device { group, name } = self.devices.get(&share.host)?;
-            Some(Entry { id: *id, share: share.clone(), group: *group, device: name.clone() })
+            self.devices.get(&share.host).map(|device| entry(*id, share, device))
         };
         self.shares.iter().filter_map(of).collect()
     }
 
     fn remove(&mut self, share: ShareId) -> bool {
         self.shares.remove(&share).is_some()
+    }
+}
+
+fn entry(id: ShareId, share: &Share, device: &Device) -> Entry {
+    Entry {
+        id,
+        share: share.clone(),
+        group: device.group,
+        device: device.name.clone(),
+        // Checked when it was added.
+        host_rewrite: share.http_host.as_deref().and_then(|host| HostRewrite::new(host).ok()),
     }
 }
 

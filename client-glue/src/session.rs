@@ -39,6 +39,7 @@ use crate::{
     error::{Error, in_full},
     events::{ConnectionId, End, Event, EventSink},
     handle::{Command, Entry},
+    http_host::{HostRewrite, HttpFault},
     link,
     ready::ReadySet,
     share::{Share, ShareId},
@@ -234,6 +235,7 @@ pub(crate) struct Core {
 struct Offer {
     id: ShareId,
     share: Share,
+    host_rewrite: Option<HostRewrite>,
 }
 
 /// What a socket of the channel is here.
@@ -272,7 +274,7 @@ impl Core {
             self.waiting.push(entry);
             return;
         }
-        let Entry { id, share, group, device } = entry;
+        let Entry { id, share, group, device, host_rewrite } = entry;
         let description = match (&share.description, &share.name) {
             (description, _) if !description.is_empty() => description.as_str(),
             (_, name) if *name != device => name.as_str(),
@@ -289,7 +291,7 @@ impl Core {
         match self.channel.add_service(service) {
             Ok(service) => {
                 debug!(service = service.0, share = %share.name, target = share.target(), "announced");
-                self.offers.insert(service, Offer { id, share });
+                self.offers.insert(service, Offer { id, share, host_rewrite });
             }
             // The book and the configuration leave nothing that the channel could object to.
             Err(error) => warn!(share = %share.name, %error, "a share could not be announced"),
@@ -332,7 +334,7 @@ impl Core {
                 }
             }
             ChannelEvent::ServiceMapped { service, address } => {
-                if let Some(Offer { id, share }) = self.offers.get(&service) {
+                if let Some(Offer { id, share, .. }) = self.offers.get(&service) {
                     self.events.push(Event::Mapped {
                         share: *id,
                         name: share.name.clone(),
@@ -343,7 +345,7 @@ impl Core {
                 }
             }
             ChannelEvent::Open { socket, service } => match self.offers.get(&service) {
-                Some(Offer { id, share }) => {
+                Some(Offer { id, share, .. }) => {
                     self.slots.insert(socket, Slot::Dialling(*id));
                     self.dials.start(socket, *id, &share.host, share.port);
                 }
@@ -426,7 +428,9 @@ impl Core {
                 let connection = ConnectionId(self.next_connection);
                 self.next_connection += 1;
                 let mark = self.ready.waker(socket);
-                let service = Box::new(ServiceSocket::new(stream, share, connection, mark));
+                let rewrite = self.offers.values().find(|offer| offer.id == share);
+                let rewrite = rewrite.and_then(|offer| offer.host_rewrite.clone());
+                let service = Box::new(ServiceSocket::new(stream, share, connection, mark, rewrite));
                 self.slots.insert(socket, Slot::Connected(service));
                 self.channel.accept(socket);
                 self.queue.push_back(socket);
@@ -495,7 +499,11 @@ impl Core {
         let Some(Slot::Connected(service)) = self.slots.get(&socket) else { return };
         match outcome {
             Err(error) => {
-                debug!(socket = socket.0, %error, "the service broke the connection");
+                if error.get_ref().is_some_and(|cause| cause.is::<HttpFault>()) {
+                    warn!(socket = socket.0, %error, "what the guest asks cannot be passed on with another Host");
+                } else {
+                    debug!(socket = socket.0, %error, "the service broke the connection");
+                }
                 self.channel.reset(socket);
                 self.close_slot(socket, End::Service);
             }
