@@ -68,7 +68,8 @@ pub struct ServeArgs {
     password_file: Option<PathBuf>,
 
     /// The VM's extra card: connect:PATH where QEMU listens (-netdev stream,server=on), listen:PATH where QEMU connects
-    /// (server=off), fd:N for a stream socket that was passed to this program, connected or listening
+    /// (server=off), fd:N for a stream socket that was passed to this program, connected or listening, tap:NAME for a TAP
+    /// device of this machine
     #[arg(long, value_name = "SPEC")]
     nic: CardPlace,
 
@@ -76,7 +77,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "ADDRESS/PREFIX", default_value = "198.18.0.0/16")]
     subnet: SubnetArg,
 
-    /// Largest IP packet on the card, told to the guest by DHCP
+    /// Largest IP packet on the card, told to the guest by DHCP. A TAP device that may not be changed can have it smaller
     #[arg(long, value_name = "BYTES", default_value_t = 65_520, value_parser = clap::value_parser!(u16).range(576..=65_520))]
     mtu: u16,
 
@@ -157,13 +158,14 @@ pub async fn run(mut args: ServeArgs, shutdown: CancellationToken) -> Result<(),
     if args.check.check {
         return check::run(args).await;
     }
-    let net = net_config(&args)?;
+    let mut net = net_config(&args)?;
     let book = open_book(&args, &net)?;
     let backend = backend(&args)?;
     let mut recorders =
         Recorders::start(args.capture.as_deref(), args.capture_nic.as_deref(), &args.rotation)?;
     let certificate = args.entrance.certificate().map_err(Error::Certificate)?;
-    let nic = args.nic.open(&mut args.inherited).await?;
+    let nic = args.nic.open(&mut args.inherited, net.mtu).await?;
+    net.mtu = nic.mtu().map_or(net.mtu, |largest| largest.min(net.mtu));
     let acceptor = certificate.as_ref().map(Certificate::acceptor);
     let listeners = args.entrance.open(&mut args.inherited, acceptor.as_ref()).await?;
     for listener in &listeners {

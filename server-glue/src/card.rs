@@ -4,7 +4,7 @@ use std::io;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 
-use crate::nic::{Deframer, Framer, LinkError, Nic};
+use crate::nic::{Deframer, Framer, Nic};
 
 /// Octets in flight each way, before the sender waits.
 const CABLE: usize = 256 * 1024;
@@ -121,7 +121,7 @@ impl FrameReceiver {
                 Ok(Some(frame)) => return Some(frame.to_vec()),
                 Ok(None) => {}
                 // Our own framing; it holds.
-                Err(LinkError::FrameLength(_) | LinkError::Closed | LinkError::Io(_)) => return None,
+                Err(_) => return None,
             }
             match self.read().await {
                 Ok(0) | Err(_) => return None,

@@ -30,7 +30,8 @@ pub(super) async fn run(megabytes: u32, recorders: &mut Recorders) -> Result<(),
         .start()
         .await?;
     fact("VM", format_args!("QEMU with -spice and -netdev stream, its ticket is set"));
-    let nic = Nic::open(&NicSpec::Connect(card)).await.map_err(Error::part("reaching the VM's card"))?;
+    let nic =
+        Nic::open(&NicSpec::Connect(card), 65_520).await.map_err(Error::part("reaching the VM's card"))?;
     let (spice, server) = serve(nic, Backend::Upstream(Target::Unix(spice).into()), recorders).await?;
     fact("server", format_args!("on {spice}, in front of QEMU"));
     vm.booted(BOOT).await?;

@@ -13,6 +13,7 @@ use openssl::asn1::Asn1Time;
 use openssl::x509::X509;
 use serde::Serialize;
 use server_glue::nic::NicSpec;
+use server_glue::nic::tap::TapName;
 use server_glue::stream::{ConnectError, Leg, Target, Upstream};
 
 use super::entrance::{CardPlace, Place};
@@ -104,7 +105,7 @@ pub(super) async fn run(mut args: ServeArgs) -> Result<(), Error> {
     clients(&args, &mut inherited, &mut report).await;
     server(&args, &mut report).await;
     tunnel(&args, &mut report);
-    card(&args.nic, &mut inherited, &mut report);
+    card(&args.nic, args.mtu, &mut inherited, &mut report);
     network(&args, &mut report);
     for socket in inherited.unclaimed() {
         report.warn(format!("{socket} was passed, and no argument names it"));
@@ -252,7 +253,7 @@ fn tunnel(args: &ServeArgs, report: &mut Report) {
     report.plan("tunnel", format!("{way}; {who}"));
 }
 
-fn card(place: &CardPlace, inherited: &mut Inherited, report: &mut Report) {
+fn card(place: &CardPlace, mtu: u16, inherited: &mut Inherited, report: &mut Report) {
     match place {
         CardPlace::Spec(NicSpec::Listen(path)) => {
             report.plan("card", format!("QEMU connects to {}", path.display()));
@@ -272,11 +273,34 @@ fn card(place: &CardPlace, inherited: &mut Inherited, report: &mut Report) {
                 }
             }
         }
+        CardPlace::Spec(NicSpec::Tap(name)) => tap(name, mtu, report),
         CardPlace::Fd(_) => {
             report.plan("card", place.to_string());
             if let Err(error) = place.claim(inherited) {
                 report.error(&error);
             }
+        }
+    }
+}
+
+fn tap(name: &TapName, mtu: u16, report: &mut Report) {
+    match name.probe() {
+        Ok(state) => {
+            let how = if state.exists { "" } else { ", which is made, and is gone with this program" };
+            report.plan("card", format!("the TAP device {name}{how}"));
+            if state.up == Some(false) && !state.privileged {
+                report.warn(format!("--nic: {name} is down, and this user may not bring it up: let root do `ip link set {name} up`"));
+            }
+            if let Some(has) = state.mtu
+                && has < mtu
+                && !state.privileged
+            {
+                report.warn(format!("--nic: {name} takes packets of at most {has} bytes, and this user may not change it: let root do `ip link set {name} mtu {mtu}`"));
+            }
+        }
+        Err(error) => {
+            report.plan("card", format!("the TAP device {name}"));
+            report.problem(format!("--nic: {error}"));
         }
     }
 }

@@ -220,7 +220,7 @@ impl Place {
 /// Where the VM's card is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CardPlace {
-    /// A path.
+    /// A path, or a device.
     Spec(NicSpec),
     /// `fd:N`.
     Fd(RawFd),
@@ -249,8 +249,8 @@ impl std::fmt::Display for CardPlace {
 /// Why there is no card.
 #[derive(Debug, thiserror::Error)]
 pub enum CardError {
-    /// Its path.
-    #[error(transparent)]
+    /// Its path, or its device.
+    #[error("--nic")]
     Nic(#[from] NicError),
     /// What was to be passed was not.
     #[error("--nic")]
@@ -269,13 +269,13 @@ impl CardPlace {
         }
     }
 
-    /// Opens it.
+    /// Opens it, for packets of at most `mtu` octets.
     ///
     /// # Errors
     /// It cannot be had.
-    pub(super) async fn open(&self, inherited: &mut Inherited) -> Result<Nic, CardError> {
+    pub(super) async fn open(&self, inherited: &mut Inherited, mtu: u16) -> Result<Nic, CardError> {
         if let Self::Spec(spec) = self {
-            return Ok(Nic::open(spec).await?);
+            return Ok(Nic::open(spec, mtu).await?);
         }
         let failed = |source| CardError::Io(self.clone(), source);
         Ok(match self.claim(inherited)? {
@@ -322,10 +322,10 @@ mod tests {
             assert!(wrong.parse::<Place>().is_err(), "{wrong}");
         }
         assert!(not_a_path("unix:/run/x").is_err());
-        for text in ["fd:7", "connect:/run/nic", "listen:/run/nic"] {
+        for text in ["fd:7", "connect:/run/nic", "listen:/run/nic", "tap:vm1-tun"] {
             assert_eq!(text.parse::<CardPlace>().unwrap().to_string(), text);
         }
-        for wrong in ["fd:", "fd:x", "tap:0", ""] {
+        for wrong in ["fd:", "fd:x", "tap:", "tap:a/b", "tun:0", ""] {
             assert!(wrong.parse::<CardPlace>().is_err(), "{wrong}");
         }
     }

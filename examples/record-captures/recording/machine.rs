@@ -31,7 +31,7 @@ pub(crate) async fn vm(directory: &Path, name: &str) -> Result<(), Error> {
         .nic(&card, NicRole::Listens)
         .start()
         .await?;
-    let nic = Nic::open(&NicSpec::Connect(card)).await?;
+    let nic = Nic::open(&NicSpec::Connect(card), 1500).await?;
     let backend = Backend::Upstream(Target::Unix(spice).into());
     // Small packets, as on most networks; the default is 65,520.
     let stage = Stage::new(directory, name, nic, backend, |parts| parts.net.mtu = 1500).await?;
