@@ -5,6 +5,7 @@
 
 mod capture;
 mod channel;
+mod dns;
 mod frames;
 mod input;
 mod link;
@@ -15,6 +16,7 @@ mod packet;
 
 pub use capture::capture;
 pub use channel::channel;
+pub use dns::dns;
 pub use frames::frames;
 pub use link::link;
 pub use messages::messages;
@@ -30,6 +32,7 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: &[(&str, Target)] = &[
     ("capture", capture),
     ("channel", channel),
+    ("dns", dns),
     ("frames", frames),
     ("link", link),
     ("messages", messages),
