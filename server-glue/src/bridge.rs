@@ -129,7 +129,6 @@ impl Bridge {
             self.netstack.refuse(now, flow);
         }
         self.netstack.withdraw(address.ip(), address.port());
-        self.netstack.unname(now, address);
     }
 
     /// Asks the client for a sign of life. If none comes within this time, [`handle_timeout`](Self::handle_timeout) says so.
@@ -465,7 +464,6 @@ impl Tunnel {
         }
         info!(service = add.service.0, name, %address, "mapped");
         netstack.publish(address.ip(), address.port());
-        netstack.name(now, address, &identity.name, None);
         self.by_address.insert(address, add.service);
         self.services.push(Service { id: add.service, address, identity });
         for flow in away.settle(address) {
