@@ -134,3 +134,6 @@ impl Names {
         [self.changed, self.responder.poll_timeout()].into_iter().flatten().min()
     }
 }
+
+#[cfg(test)]
+mod tests;
