@@ -4,11 +4,19 @@ use std::time::Duration;
 
 use hickory_proto::op::Query;
 use hickory_proto::rr::{Name, RecordType};
+use spice_proto::frame::{self, Split};
+use spice_proto::handshake::Linked;
+use spice_proto::link::TunnelCaps;
 use spice_proto::service_info::HostName;
+use spice_proto::tunnel::{GroupId, ServiceKind};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tunnel_channel::{Channel, NewService, Role};
 
 use super::wire::Outgoing;
 use super::wire::tests::text;
 use super::*;
+use crate::card::Card;
+use crate::network::{NetworkConfig, channel_caps, common_caps, network};
 use crate::packet::{Frame, Ipv4, PROTOCOL_UDP, Payload, Udp, put_udp};
 use crate::script::{GATEWAY, GUEST, GUEST_MAC, HOST, OUR_MAC, PORT, Script, ipv4, plain_checksum};
 
@@ -205,6 +213,65 @@ fn the_link_s_end_and_the_network_s_end() {
     assert_eq!(all.len(), 1);
     assert!(all[0].lines.contains(&ANSWER.replace("120", "0")));
     assert!(script.listen(Duration::from_secs(60)).is_empty());
+}
+
+/// A client on `stream` that shares one described service, once it can, and then does nothing.
+async fn share(stream: tokio::io::DuplexStream, linked: Linked) {
+    let (mut read, mut write) = tokio::io::split(stream);
+    let header = linked.header;
+    let (caps, config) = (TunnelCaps::OURS, tunnel_channel::Config::default());
+    let mut channel = Channel::new(Role::Client, header, linked.layout, caps, config, Instant::now());
+    let mut bytes = Vec::new();
+    let mut shared = false;
+    loop {
+        while let Split::Frame { frame, consumed } = frame::split(header, channel.max_body(), &bytes).unwrap()
+        {
+            channel.handle_frame(Instant::now(), frame).unwrap();
+            bytes.drain(..consumed);
+        }
+        if channel.is_ready() && !shared {
+            let host = HostName::new("printer.local").unwrap();
+            let info = ServiceInfo::new(None, Some(host), Vec::new()).unwrap();
+            let (kind, group) = (ServiceKind::Generic, GroupId(1));
+            let info = Some(&info);
+            let new = NewService { kind, group, port: 631, name: b"printer", description: b"", info };
+            channel.add_service(new).unwrap();
+            shared = true;
+        }
+        let outgoing = channel.outgoing().to_vec();
+        write.write_all(&outgoing).await.unwrap();
+        channel.sent(outgoing.len());
+        if read.read_buf(&mut bytes).await.unwrap() == 0 {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_whole_network_tells_its_guest_what_comes_and_goes() {
+    let (mut card, nic) = Card::new(1500);
+    let (network, run) = network(nic, NetworkConfig::default()).unwrap();
+    let run = tokio::spawn(run);
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let (common, channel) = (common_caps(), channel_caps());
+    let linked = || Linked::tunnel(&common, &common, &channel);
+    let client = tokio::spawn(share(far, linked()));
+    let _tunnel = network.join(near, linked(), "test").await.unwrap();
+    let line = |ttl: u32| format!("=! {ttl} printer.local. A ");
+    let soon = Duration::from_secs(60);
+    let mut wait = async |line: String| {
+        loop {
+            let frame = tokio::time::timeout(soon, card.recv()).await.unwrap().unwrap();
+            if heard(&frame).lines.iter().any(|heard| heard.starts_with(&line)) {
+                return;
+            }
+        }
+    };
+    wait(line(120)).await;
+    network.shutdown();
+    wait(line(0)).await;
+    tokio::time::timeout(soon, run).await.unwrap().unwrap();
+    tokio::time::timeout(soon, client).await.unwrap().unwrap();
 }
 
 #[test]

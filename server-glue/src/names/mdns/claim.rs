@@ -22,7 +22,7 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 const DEFER: Duration = Duration::from_secs(1);
 /// How often it is announced, and how long lies between (section 8.3).
 const ANNOUNCEMENTS: u8 = 2;
-const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a name rests if conflicts come too often (section 8.1).
 const EXHAUSTED: Duration = Duration::from_secs(5);
 
