@@ -17,10 +17,8 @@ pub(crate) fn text(message: &[u8]) -> Vec<String> {
     for (sign, records) in sections {
         for record in records {
             let bang = if record.mdns_cache_flush { "!" } else { "" };
-            let data = match &record.data {
-                RData::Unknown { .. } => String::new(),
-                data => format!(" {}", data.to_string().trim_end()),
-            };
+            let known = !matches!(record.data, RData::Unknown { .. });
+            let data = if known { format!(" {}", record.data.to_string().trim_end()) } else { String::new() };
             lines.push(format!("{sign}{bang} {} {} {}{data}", record.ttl, record.name, record.record_type()));
         }
     }
