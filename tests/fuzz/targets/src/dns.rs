@@ -130,7 +130,8 @@ impl World {
             }
             7 => {
                 let port = 5000 + u16::from(input.byte() % 3);
-                let stream = self.streams.entry(port).or_insert_with(|| Stream { wild: true, ..Stream::default() });
+                let stream =
+                    self.streams.entry(port).or_insert_with(|| Stream { wild: true, ..Stream::default() });
                 stream.wild = true;
                 let length = usize::from(input.short() % 600);
                 let data = input.bytes(length).to_vec();
@@ -295,7 +296,8 @@ impl World {
         match check(frame, self.mtu) {
             Seen::Tcp(tcp) => self.look_at_segment(&tcp),
             Seen::Other => {
-                let Some(packet) = frame.get(14..).filter(|packet| packet.len() >= 28 && packet[9] == 17) else {
+                let Some(packet) = frame.get(14..).filter(|packet| packet.len() >= 28 && packet[9] == 17)
+                else {
                     return;
                 };
                 let udp = &packet[20..];
@@ -363,7 +365,8 @@ impl World {
             assert_ne!(answer.metadata.response_code, ResponseCode::NoError);
             assert!(!answer.metadata.authoritative);
         }
-        if let [RData::PTR(_), ..] = answer.answers.iter().map(|record| &record.data).collect::<Vec<_>>()[..] {
+        if let [RData::PTR(_), ..] = answer.answers.iter().map(|record| &record.data).collect::<Vec<_>>()[..]
+        {
             assert!(answer.metadata.authoritative);
         }
     }
@@ -404,7 +407,8 @@ fn described(choice: u8) -> (&'static str, Option<ServiceInfo>) {
         let _ = txt.push("note", Some(&"x".repeat(usize::from(number) * 60)));
         adverts.push(Advert {
             kind: ServiceType::new(["_ipp._tcp", "_http._tcp"][usize::from(number & 1)]).expect("a type"),
-            instance: Label::new(["Office", "office 2", "Home", "Büro"][usize::from(number >> 1 & 3)]).expect("a label"),
+            instance: Label::new(["Office", "office 2", "Home", "Büro"][usize::from(number >> 1 & 3)])
+                .expect("a label"),
             subtypes: vec![Label::new("_universal").expect("a label")],
             txt,
         });
