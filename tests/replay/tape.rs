@@ -294,6 +294,16 @@ impl Tape {
         message.write_body(&mut said.body);
     }
 
+    /// Both ends have other capabilities of the channel.
+    pub(crate) fn negotiate(&mut self, channel_caps: u32) {
+        let (_, mess, reply) = self.link.as_mut().unwrap();
+        mess.channel_caps = vec![channel_caps];
+        match reply {
+            LinkReply::Welcome(welcome) => welcome.channel_caps = vec![channel_caps],
+            LinkReply::Refused(_) => panic!("{reply:?}"),
+        }
+    }
+
     /// The capture misses the packet of a message.
     pub(crate) fn lose(&mut self, at: usize) {
         self.said[at].lost = true;

@@ -146,7 +146,9 @@ impl Driver {
         let Ok(host) = HostName::new(name) else { return };
         let error = done(self, &host);
         self.drain();
-        let today = error.unwrap_or_else(|| self.take_said().join(", "));
+        let said = self.take_said().join(", ");
+        let nothing = || if said.is_empty() { "nothing is said".to_owned() } else { said };
+        let today = error.unwrap_or_else(nothing);
         let captured = describe::client_message(&captured);
         // Behind a hole, it may have been added in there.
         if captured != today && !self.holed {
