@@ -3,8 +3,8 @@
 //! # Theory of operation
 //!
 //! A tunnel comes and goes with the user's network; the guest should notice as little of it as a host notices of a printer that
-//! somebody switched off and on. So the services of a tunnel that went are kept in mind: their addresses answer ARP and ping, and a
-//! new connection to one of them waits for the tunnel to come back (its SYN stays unanswered, so that connect-before-accept holds)
+//! somebody switched off and on. So the services of a tunnel that went are kept in mind: their addresses answer ARP and ping, their names
+//! are told of, and a new connection to one of them waits for the tunnel to come back (its SYN stays unanswered, so that connect-before-accept holds)
 //! or is refused at once.
 //!
 //! ```text
@@ -15,7 +15,7 @@
 //!
 //! * A tunnel that comes has `grace` to announce what the one before it had; what it does not announce is forgotten. A tunnel that left
 //!   again before it announced anything at all was none: the grace is taken back.
-//! * A waiting SYN goes only to a service of the same name, at the same address and port, whoever's tunnel has it. That may be another user's,
+//! * A waiting SYN goes only to a service of the same device, or of the same name if nobody said whose it is, at the same address and port, whoever's tunnel has it. That may be another user's,
 //!   which is what the guest would get if it tried once more: a virtual address *is* a name, users with a right ticket are equals before the VM,
 //!   and a SYN held here carries nothing that was meant for the former one.
 //!
@@ -30,6 +30,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use spice_proto::service_info::ServiceInfo;
 use spice_proto::tunnel::{GroupId, ServiceAdd};
 
 use crate::table::FlowId;
@@ -72,16 +73,28 @@ impl Default for AwayConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) name: String,
+    /// Its device's, if it says whose it is.
+    pub(crate) device: Option<String>,
     pub(crate) group: GroupId,
     pub(crate) description: Box<[u8]>,
 }
 
 impl Identity {
-    pub(crate) fn of(add: &ServiceAdd<'_>) -> Self {
+    pub(crate) fn of(add: &ServiceAdd<'_>, info: Option<&ServiceInfo>) -> Self {
+        let device = info.and_then(ServiceInfo::identity);
         Self {
             name: add.name.escape_ascii().to_string(),
+            device: device.map(|device| device.as_str().to_owned()),
             group: add.group,
             description: add.description.into(),
+        }
+    }
+
+    /// Whether both are of one device; of services that do not say, of one name.
+    fn is_akin(&self, other: &Self) -> bool {
+        match (&self.device, &other.device) {
+            (Some(one), Some(other)) => one == other,
+            (None, _) | (_, None) => self.name == other.name,
         }
     }
 }
@@ -154,16 +167,17 @@ impl Away {
         self.known.contains_key(&address)
     }
 
-    /// The address that an announced service had: of those known with its name and port the one that is most like it, and of two
+    /// The address that an announced service had: of those known of its device, or with its name, and its port the one that is most like it, and of two
     /// that are equally like it the one that was there first. So twins keep their addresses in whatever order they come back.
     pub(crate) fn place(&self, identity: &Identity, port: u16) -> Option<SocketAddr> {
         let alike = self
             .known
             .iter()
-            .filter(|(address, known)| address.port() == port && known.identity.name == identity.name);
+            .filter(|(address, known)| address.port() == port && known.identity.is_akin(identity));
         let best = alike.min_by_key(|(_, known)| {
             let other = known.identity.description != identity.description;
-            (other, known.identity.group != identity.group, known.number)
+            let renamed = known.identity.name != identity.name;
+            (renamed, other, known.identity.group != identity.group, known.number)
         });
         best.map(|(address, _)| *address)
     }

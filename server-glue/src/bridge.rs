@@ -15,6 +15,7 @@
 //! * Down: a message goes straight into the flow's transmit ring. What does not fit is kept here as the socket's
 //!   tail, and its credit returns only when its last byte is in the ring.
 //! * A guest's SYN is answered only after the client's answer (connect before accept).
+//! * What the client announces gets an address and a name, see `services`.
 //! * A tunnel that goes resets what went through it. Its services stay known for a while, see [`AwayConfig`].
 //!
 //! Sockets that may send are served round-robin, one message a turn, so that one bulk transfer cannot starve the rest.
@@ -24,11 +25,12 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use spice_proto::frame::Frame;
-use spice_proto::tunnel::{ServiceAdd, ServiceId, SocketId};
+use spice_proto::service_info::ServiceInfo;
+use spice_proto::tunnel::{ServiceId, SocketId};
 use tracing::{debug, info, trace, warn};
 use tunnel_channel::{Channel, Event, Violation};
 
-use crate::address::{AddressBook, AssignError};
+use crate::address::AddressBook;
 pub use crate::away::AwayConfig;
 use crate::away::{Away, Due, Identity};
 use crate::netstack::{FlowId, NetEvent, Netstack};
@@ -36,6 +38,7 @@ use crate::netstack::{FlowId, NetEvent, Netstack};
 use self::domains::Questions;
 
 mod domains;
+mod services;
 
 /// The guest's network and, while a session lives, the tunnel channel that carries its connections.
 ///
@@ -43,7 +46,8 @@ mod domains;
 ///
 /// 1. inputs: [`handle_guest_frame`](Self::handle_guest_frame), [`handle_tunnel_frame`](Self::handle_tunnel_frame),
 ///    [`handle_timeout`](Self::handle_timeout), [`attach`](Self::attach), [`detach`](Self::detach),
-///    [`forget`](Self::forget), [`probe`](Self::probe), [`guest_lost`](Self::guest_lost);
+///    [`forget`](Self::forget), [`probe`](Self::probe), [`guest_came`](Self::guest_came), [`guest_lost`](Self::guest_lost),
+///    [`say_goodbye`](Self::say_goodbye);
 /// 2. [`advance`](Self::advance) moves bytes between the two;
 /// 3. outputs: [`poll_guest_frame`](Self::poll_guest_frame), [`outgoing`](Self::outgoing) with [`sent`](Self::sent),
 ///    [`poll_timeout`](Self::poll_timeout).
@@ -132,11 +136,21 @@ impl Bridge {
         self.netstack.unname(now, address);
     }
 
+    /// Tells the guest that no name of this network will be there any more; to be called last.
+    pub fn say_goodbye(&mut self, now: Instant) {
+        self.netstack.say_goodbye(now);
+    }
+
     /// Asks the client for a sign of life. If none comes within this time, [`handle_timeout`](Self::handle_timeout) says so.
     pub fn probe(&mut self, now: Instant, within: Duration) {
         if let Some(tunnel) = &mut self.tunnel {
             tunnel.channel.probe(now, within);
         }
+    }
+
+    /// The guest's card is there: it gets to know what is there.
+    pub fn guest_came(&mut self, now: Instant) {
+        self.netstack.link_came(now);
     }
 
     /// The guest's card is gone, so are its connections.
@@ -188,12 +202,11 @@ impl Bridge {
                 }
             }
             Event::ServiceAdded(add) => tunnel.publish(now, netstack, (book, away), &add),
-            Event::ServiceRemoved { service } => tunnel.withdraw(netstack, service),
+            Event::ServiceRemoved { service } => tunnel.withdraw(now, netstack, service),
+            Event::ServiceDescribed { service, info } => tunnel.describe(now, netstack, service, info),
             Event::ServiceRejected { service, fault } => {
+                tunnel.described = None;
                 warn!(service = service.0, %fault, "the client announced a service that cannot be");
-            }
-            Event::ServiceDescribed { service, info } => {
-                debug!(service = service.0, info = ?info.info(), "what a service says of itself");
             }
             Event::NameAnswered { query, answer } => tunnel.name_answered(now, netstack, query, answer),
             Event::DomainAdded { name } => domains::allow(netstack, name),
@@ -343,6 +356,8 @@ struct Tunnel {
     /// INVARIANT: has exactly the addresses of `services`.
     by_address: HashMap<SocketAddr, ServiceId>,
     questions: Questions,
+    /// What the service that is announced next says of itself.
+    described: Option<(ServiceId, ServiceInfo)>,
     /// The client has announced a service.
     announced: bool,
 }
@@ -351,6 +366,8 @@ struct Tunnel {
 struct Service {
     id: ServiceId,
     address: SocketAddr,
+    /// Its device's.
+    name: String,
     identity: Identity,
 }
 
@@ -364,6 +381,7 @@ impl Tunnel {
             services: Vec::new(),
             by_address: HashMap::new(),
             questions: Questions::default(),
+            described: None,
             announced: false,
         }
     }
@@ -442,76 +460,6 @@ impl Tunnel {
         if delivered > 0 {
             self.channel.delivered(id, delivered);
         }
-    }
-
-    /// Gives an announced service its address. There is no way to refuse one on the wire: what cannot be mapped stays
-    /// unmapped, and says so in the log.
-    fn publish(
-        &mut self,
-        now: Instant,
-        netstack: &mut Netstack,
-        (book, away): (&mut AddressBook, &mut Away),
-        add: &ServiceAdd<'_>,
-    ) {
-        self.announced = true;
-        let identity = Identity::of(add);
-        let name = &identity.name;
-        let address = match self.address_for(book, away, &identity, add.port) {
-            Ok(address) => address,
-            Err(error) => return warn!(service = add.service.0, name, %error, "not mapped"),
-        };
-        if let Err(error) = self.channel.map_service(add.service, address.ip()) {
-            return warn!(service = add.service.0, name, %error, "not mapped");
-        }
-        info!(service = add.service.0, name, %address, "mapped");
-        netstack.publish(address.ip(), address.port());
-        netstack.name(now, address, &identity.name, None);
-        self.by_address.insert(address, add.service);
-        self.services.push(Service { id: add.service, address, identity });
-        for flow in away.settle(address) {
-            if let Err(reason) = self.open(flow, address) {
-                debug!(%address, reason, "refused what waited");
-                netstack.refuse(now, flow);
-            }
-        }
-    }
-
-    fn withdraw(&mut self, netstack: &mut Netstack, id: ServiceId) {
-        let Some(index) = self.services.iter().position(|service| service.id == id) else { return };
-        let service = self.services.swap_remove(index);
-        self.by_address.remove(&service.address);
-        netstack.withdraw(service.address.ip(), service.address.port());
-        info!(service = id.0, name = service.identity.name, address = %service.address, "withdrawn");
-    }
-
-    /// The address it had with the tunnel before, if that is still known. Else: the address of a group is a hash of its
-    /// name. Two devices of one name would get one address, which is right as long as their ports differ; where they do
-    /// not, the later one is told apart by a number.
-    fn address_for(
-        &self,
-        book: &mut AddressBook,
-        away: &Away,
-        identity: &Identity,
-        port: u16,
-    ) -> Result<SocketAddr, AssignError> {
-        if let Some(address) = away.place(identity, port) {
-            return Ok(address);
-        }
-        let is_free = |address| !self.by_address.contains_key(&address) && !away.knows(address);
-        if let Some(sibling) = self.services.iter().find(|service| service.identity.group == identity.group)
-            && is_free(SocketAddr::new(sibling.address.ip(), port))
-        {
-            return Ok(SocketAddr::new(sibling.address.ip(), port));
-        }
-        let mut numbered = identity.name.clone();
-        for number in 2.. {
-            let address = SocketAddr::new(book.assign(&numbered)?, port);
-            if is_free(address) {
-                return Ok(address);
-            }
-            numbered = format!("{}#{number}", identity.name);
-        }
-        unreachable!("services are bounded, so one of the numbers above is free")
     }
 }
 
@@ -599,3 +547,6 @@ impl Socket {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

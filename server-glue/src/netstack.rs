@@ -5,9 +5,11 @@
 //! * Getters: [`Netstack::can_recv`], [`Netstack::send_capacity`], [`Netstack::counters`], [`Netstack::flows`].
 //! * Commands: [`Netstack::publish`], [`Netstack::withdraw`]; for one connection [`Netstack::accept`], [`Netstack::refuse`],
 //!   [`Netstack::unreachable`], [`Netstack::recv`], [`Netstack::send`], [`Netstack::finish`], [`Netstack::reset`]; for all
-//!   [`Netstack::link_lost`], [`Netstack::link_came`]; for names [`Netstack::name`], [`Netstack::unname`], [`Netstack::say_goodbye`].
+//!   [`Netstack::link_lost`], [`Netstack::link_came`]; for names [`Netstack::name`], [`Netstack::unname`], [`Netstack::say_goodbye`]; for names
+//!   of the user's side [`Netstack::tunnel_came`], [`Netstack::tunnel_gone`], [`Netstack::forget_tunnels`], [`Netstack::allow_domain`],
+//!   [`Netstack::disallow_domain`], [`Netstack::name_answered`].
 //! * Inputs: [`Netstack::handle_frame`], [`Netstack::handle_timeout`].
-//! * Outputs: [`Netstack::poll_event`], [`Netstack::poll_transmit`], [`Netstack::poll_timeout`].
+//! * Outputs: [`Netstack::poll_event`], [`Netstack::poll_name`], [`Netstack::poll_transmit`], [`Netstack::poll_timeout`].
 //!
 //! Feed every frame that is there, then drain events until `None`, then frames until `None` (or until the NIC is full: a
 //! connection that could not send keeps its place in the queue), then wait until [`Netstack::poll_timeout`]. Commands

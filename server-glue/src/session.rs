@@ -199,12 +199,13 @@ impl Session {
         self.say_goodbye().await;
     }
 
-    /// Tells the guest that its connections are over, as nobody will be there to tell it later.
+    /// Tells the guest that its connections and the names are over, as nobody will be there to tell it later.
     async fn say_goodbye(&mut self) {
         let now = Instant::now();
         self.end_tunnel(now, &TunnelEnd::Shutdown);
         self.bridge.forget(now);
         self.bridge.advance(now);
+        self.bridge.say_goodbye(now);
         while let Some(frame) = self.bridge.poll_guest_frame(now) {
             self.nic.queue(frame);
         }
@@ -250,7 +251,10 @@ impl Session {
 
     fn feed(&mut self, now: Instant, woken: Woken) {
         match woken.card {
-            Some(NicEvent::Connected) => info!("the guest's card is there"),
+            Some(NicEvent::Connected) => {
+                info!("the guest's card is there");
+                self.bridge.guest_came(now);
+            }
             Some(NicEvent::Lost(reason)) => {
                 info!(%reason, "the guest's card is gone");
                 self.bridge.guest_lost();

@@ -261,7 +261,7 @@ impl Dns {
         let waiter = Waiter { client, request: request.clone() };
         match self.domains.lookup(now, &name, waiter, |address| zone.has(address)) {
             Lookup::NotAllowed => Decision::Say(Reply::bare(ResponseCode::Refused)),
-            Lookup::Known(outcome) => Decision::Say(self.from_outcome(question, &name, outcome)),
+            Lookup::Known(outcome) => Decision::Say(self.told(question, &name, outcome)),
             Lookup::Waits => Decision::Wait,
             Lookup::Dropped => Decision::Drop,
         }
@@ -272,13 +272,13 @@ impl Dns {
             let Some(question) = waiter.request.question() else { continue };
             let Some(name) = dotted(&question.name) else { continue };
             self.own.refresh(zone);
-            let reply = self.from_outcome(question, &name, outcome);
+            let reply = self.told(question, &name, outcome);
             self.say(waiter.client, &waiter.request, reply, counters);
         }
     }
 
     /// The answer about a name in a domain of the user's side.
-    fn from_outcome(&self, question: &Question, name: &str, outcome: Outcome) -> Reply {
+    fn told(&self, question: &Question, name: &str, outcome: Outcome) -> Reply {
         let apex = self.domains.domain_of(name).and_then(|domain| Name::from_utf8(format!("{domain}.")).ok());
         let (ttl, records, exists) = match outcome {
             Outcome::Address { address: IpAddr::V4(address), ttl } => {

@@ -240,3 +240,6 @@ impl Names {
         [self.changed, self.responder.poll_timeout(), dns].into_iter().flatten().min()
     }
 }
+
+#[cfg(test)]
+mod tests;

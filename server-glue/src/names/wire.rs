@@ -294,4 +294,4 @@ fn try_emit(encoder: &mut BinEncoder<'_>, record: &Record) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

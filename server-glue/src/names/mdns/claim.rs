@@ -22,7 +22,7 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 const DEFER: Duration = Duration::from_secs(1);
 /// How often it is announced, and how long lies between (section 8.3).
 const ANNOUNCEMENTS: u8 = 2;
-const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a name rests if conflicts come too often (section 8.1).
 const EXHAUSTED: Duration = Duration::from_secs(5);
 
@@ -125,7 +125,7 @@ impl Responder {
         debug!(hosts = zone.hosts().count(), claims = self.claims.len(), "names on the virtual network");
     }
 
-    /// The name that is claimed: that of the first record, all but those of addresses have it.
+    /// The name that is claimed: a host's or an instance's. Those of addresses need no claim, those of types have none.
     fn name_of(&self, owner: &Owner) -> Option<Name> {
         let claimed = |id: &Id| {
             let entry = &self.held.get(*id)?.entry;
@@ -214,7 +214,8 @@ impl Responder {
         while let Some((due, owner)) = self.timers.first().cloned()
             && due <= now
         {
-            let Some(claim) = self.claims.get(&owner) else { break };
+            self.timers.remove(&(due, owner.clone()));
+            let Some(claim) = self.claims.get(&owner) else { continue };
             match claim.stage {
                 Stage::Probing { sent, .. } if sent < PROBES => {
                     self.set_stage(&owner, Stage::Probing { sent: sent + 1, due: now + PROBE_INTERVAL });

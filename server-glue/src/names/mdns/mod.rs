@@ -125,6 +125,8 @@ pub(crate) struct Responder {
     answers: Budget,
     /// Messages that are believed to show a conflict.
     conflicts: Budget,
+    /// When a guest came last.
+    came: Option<Instant>,
     /// The generation of the zone that `held` is of.
     generation: Option<u64>,
 }
@@ -146,6 +148,7 @@ impl Responder {
             queries: Budget::new(256, Duration::from_millis(20)),
             answers: Budget::new(256, Duration::from_millis(10)),
             conflicts: Budget::new(15, Duration::from_secs(5)),
+            came: None,
             generation: None,
         }
     }
@@ -154,6 +157,11 @@ impl Responder {
 
     /// A guest came: it gets to know everything now, and not only when it asks.
     pub(crate) fn guest_came(&mut self, now: Instant) {
+        // Who came less than a second after another hears the second announcement that was meant for that one.
+        if self.came.is_some_and(|came| now.saturating_duration_since(came) < claim::ANNOUNCE_INTERVAL) {
+            return;
+        }
+        self.came = Some(now);
         self.held.forget_multicasts();
         self.announce_all(now);
     }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use spice_proto::service_info::{Advert, HostName, Label, ServiceInfo, ServiceType, Txt};
 
 use super::*;
-use crate::names::wire::Incoming;
+use crate::names::wire::tests::text;
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const GUEST: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 18, 0, 2), PORT);
@@ -141,29 +141,6 @@ fn ptr(name: &str, ttl: u32, target: &str) -> Record {
 
 fn srv(name: &str, ttl: u32, port: u16, target: &str) -> Record {
     Record::from_rdata(n(name), ttl, RData::SRV(SRV::new(0, 0, port, n(target))))
-}
-
-/// A message, one line a record: `?` question, `=` answer, `~` authority, `+` additional; `!` makes others forget, or asks for unicast.
-fn text(message: &[u8]) -> Vec<String> {
-    let limits = Limits { length: 9000, questions: 1000, records: 1000 };
-    let message = Incoming::parse(message, limits).unwrap();
-    let mut lines = Vec::new();
-    for question in &message.questions {
-        let bang = if question.mdns_unicast_response { "!" } else { "" };
-        lines.push(format!("?{bang} {} {}", question.name, question.query_type));
-    }
-    let sections = [("=", &message.answers), ("~", &message.authorities), ("+", &message.additionals)];
-    for (sign, records) in sections {
-        for record in records {
-            let bang = if record.mdns_cache_flush { "!" } else { "" };
-            let data = match &record.data {
-                RData::Unknown { .. } => String::new(),
-                data => format!(" {}", data.to_string().trim_end()),
-            };
-            lines.push(format!("{sign}{bang} {} {} {}{data}", record.ttl, record.name, record.record_type()));
-        }
-    }
-    lines
 }
 
 /// The lines of what was heard, sorted, without times.

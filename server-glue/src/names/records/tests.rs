@@ -48,9 +48,7 @@ fn look(records: &Records, name: &str, kind: RecordType) -> Vec<String> {
 #[test]
 fn multicast_tells_of_hosts_types_and_instances() {
     let records = Records::of(&zone(), &Origin::multicast());
-    let instance = n("x.local.");
-    let instance = Name::from_labels([&"Büro 2. Stock".as_bytes()[..], b"_ipp", b"_tcp", b"local"])
-        .map_or(instance, |name| name);
+    let instance = name(["Büro 2. Stock", "_ipp", "_tcp"], &local()).unwrap();
     let ptr = vec![format!("4500 {instance}")];
     assert_eq!(look(&records, "_ipp._tcp.local.", RecordType::PTR), ptr);
     assert_eq!(look(&records, "_IPP._tcp.LOCAL.", RecordType::PTR), ptr, "case does not matter");

@@ -4,6 +4,27 @@ use super::*;
 
 const LIMITS: Limits = Limits { length: 9000, questions: 4, records: 6 };
 
+/// A message, one line a record: `?` question, `=` answer, `~` authority, `+` additional; `!` makes others forget, or asks for unicast.
+pub(crate) fn text(message: &[u8]) -> Vec<String> {
+    let limits = Limits { length: 9000, questions: 1000, records: 1000 };
+    let message = Incoming::parse(message, limits).unwrap();
+    let mut lines = Vec::new();
+    for question in &message.questions {
+        let bang = if question.mdns_unicast_response { "!" } else { "" };
+        lines.push(format!("?{bang} {} {}", question.name, question.query_type));
+    }
+    let sections = [("=", &message.answers), ("~", &message.authorities), ("+", &message.additionals)];
+    for (sign, records) in sections {
+        for record in records {
+            let bang = if record.mdns_cache_flush { "!" } else { "" };
+            let known = !matches!(record.data, RData::Unknown { .. });
+            let data = if known { format!(" {}", record.data.to_string().trim_end()) } else { String::new() };
+            lines.push(format!("{sign}{bang} {} {} {}{data}", record.ttl, record.name, record.record_type()));
+        }
+    }
+    lines
+}
+
 fn header(counts: [u16; 4]) -> Vec<u8> {
     let mut message = vec![0, 1, 0, 0];
     message.extend(counts.into_iter().flat_map(u16::to_be_bytes));
