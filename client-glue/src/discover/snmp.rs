@@ -154,8 +154,6 @@ fn card(address: IpAddr) -> Option<[u8; 6]> {
 fn sighting(address: IpAddr, facts: &Facts, ways: &Ways, card: Option<[u8; 6]>) -> Sighting {
     let mut sighting = Sighting::new(Source::Snmp, address.to_string());
     sighting.addresses.push(address);
-    let said = facts.get(Object::Card).and_then(|card| card.try_into().ok());
-    sighting.mac = card.or(said).and_then(Mac::new);
     let text =
         |object: Object| facts.get(object).filter(|text| clean::text(text).is_some()).map(<[u8]>::to_vec);
     let model = [Object::DeviceDescription, Object::XeroxProduct, Object::SystemDescription];
@@ -167,6 +165,11 @@ fn sighting(address: IpAddr, facts: &Facts, ways: &Ways, card: Option<[u8; 6]>) 
         serial: text(Object::Serial),
     };
     printing::describe(&mut sighting, &known, ways);
+    // The last resort: behind a repeater, several printers have one card, as far as one can see.
+    if sighting.uuid.is_none() && sighting.serial.is_none() {
+        let said = facts.get(Object::Card).and_then(|card| card.try_into().ok());
+        sighting.mac = card.or(said).and_then(Mac::new);
+    }
     sighting
 }
 
