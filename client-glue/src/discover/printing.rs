@@ -293,7 +293,9 @@ fn list(values: &[Vec<u8>]) -> Option<Vec<u8>> {
         if list.len() + comma + value.len() > MAX_LIST {
             break;
         }
-        list.extend(&b","[..comma]);
+        if comma > 0 {
+            list.push(b',');
+        }
         list.extend(value);
     }
     Some(list).filter(|list| !list.is_empty())
