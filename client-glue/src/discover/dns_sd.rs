@@ -17,8 +17,10 @@ use tokio::{
 };
 use tracing::debug;
 
-use self::instances::{Instances, Told};
-use self::records::Found;
+pub(super) use self::{
+    instances::{Instances, Told},
+    records::Found,
+};
 use super::{
     DnsSdConfig, InterfaceFilter, Sighting, Source, SourceError, interfaces,
     outlet::{Ask, Outlet},
@@ -35,9 +37,9 @@ const PRINTERS_AND_SCANNERS: [&str; 7] = [
     "_scanner._tcp",
 ];
 /// Web pages: those of printers and scanners belong to them.
-const WEB: &str = "_http._tcp";
+pub(super) const WEB: &str = "_http._tcp";
 /// Subtypes that printing clients look for: of AirPrint and of IPP Everywhere.
-const SUBTYPES: [(&str, &str); 4] = [
+pub(super) const SUBTYPES: [(&str, &str); 4] = [
     ("_universal", "_ipp._tcp"),
     ("_universal", "_ipps._tcp"),
     ("_print", "_ipp._tcp"),

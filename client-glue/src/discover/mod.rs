@@ -31,6 +31,7 @@ mod outlet;
 mod sighting;
 mod supervise;
 mod text;
+mod unicast_dns_sd;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -168,6 +169,11 @@ impl Discovery {
                 let (config, filter) = (config.clone(), filter.clone());
                 async move { dns_sd::run(config, &filter, outlet).await }
             }));
+        }
+        if let Some(config) = config.unicast_dns_sd {
+            let (sender, asks) = begin(Source::UnicastDnsSd);
+            let run = move |outlet: Outlet| unicast_dns_sd::run(config.clone(), outlet);
+            tasks.spawn(supervise(Source::UnicastDnsSd, sender, asks, run));
         }
         if let Some(config) = config.local {
             let (sender, asks) = begin(Source::Local);
