@@ -362,5 +362,15 @@ async fn ask_at(device: SocketAddr, port: u16, path: &str) -> Result<Attributes,
     Ok(attributes)
 }
 
+/// For fuzzing: an answer to Get-Printer-Attributes, and what becomes of it.
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) fn exercise_answer(bytes: &[u8]) {
+    let Ok(attributes) = ipp::answer(bytes) else { return };
+    let mut sighting = Sighting::new(super::device::Source::Snmp, "x");
+    let ipp = Ipp { port: 631, path: "/ipp/print".to_owned(), attributes };
+    describe(&mut sighting, &Known::default(), &Ways { raw: Some(9100), lpd: None, ipp: Some(ipp) });
+    assert!(sighting.services.len() == 2, "one for each port");
+}
+
 #[cfg(test)]
 mod tests;

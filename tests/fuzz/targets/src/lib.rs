@@ -14,6 +14,8 @@ mod packet;
 
 pub use capture::capture;
 pub use channel::channel;
+/// What devices on the user's network say, to those who look for them.
+pub use client_glue::discover::fuzz::exercise_bytes as lan;
 pub use frames::frames;
 pub use link::link;
 pub use messages::messages;
@@ -29,6 +31,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("capture", capture),
     ("channel", channel),
     ("frames", frames),
+    ("lan", lan),
     ("link", link),
     ("messages", messages),
     ("netstack", netstack),
