@@ -15,6 +15,7 @@ mod netstack;
 mod pki;
 mod presence;
 mod printer;
+mod probes;
 mod proxy;
 mod readme;
 mod record;

@@ -105,9 +105,8 @@ pub(crate) async fn fetch(
     tokio::time::timeout(bounds.time, all).await.map_err(|_| HttpError::Late(bounds.time))?
 }
 
-/// Asks over a stream that is there, such as CUPS's local socket. The time counts from here.
-///
-/// Cancel safe: dropping it closes the stream.
+/// Asks over a stream that is there. The time counts from here.
+#[cfg(test)]
 pub(crate) async fn exchange<S>(
     stream: S,
     request: Request<'_>,

@@ -297,3 +297,30 @@ fn open<P: Protocol>(places: &[Interface]) -> Result<Sockets, SourceError> {
     }
     Ok(sockets)
 }
+
+/// For fuzzing: one packet, and all that follows from it.
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) fn exercise<P: Protocol>(
+    protocol: P,
+    networks: Vec<Network>,
+    own: IpAddr,
+    from: SocketAddr,
+    bytes: &[u8],
+    now: Instant,
+) {
+    let mut listener = Listener::new(protocol, networks, now);
+    listener.handle_packet(own, from, bytes, now);
+    while let Some(transmit) = listener.poll_transmit() {
+        assert!(transmit.from == own && P::GROUPS.contains(&transmit.to));
+    }
+    while let Some(order) = listener.poll_order(now) {
+        let Order::Describe(key, _) = order else { panic!("gone before it was told of") };
+        assert!(key.device.ip() == from.ip() && key.sighting_id().len() <= super::MAX_KEY);
+        assert!(listener.described(&key, true, now));
+    }
+    let later = now + super::fuzz::LATER;
+    listener.handle_timeout(later);
+    while let Some(order) = listener.poll_order(later) {
+        assert!(matches!(order, Order::Gone(_)), "it outlived the longest life");
+    }
+}

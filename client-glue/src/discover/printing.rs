@@ -293,7 +293,9 @@ fn list(values: &[Vec<u8>]) -> Option<Vec<u8>> {
         if list.len() + comma + value.len() > MAX_LIST {
             break;
         }
-        list.extend(&b","[..comma]);
+        if comma > 0 {
+            list.push(b',');
+        }
         list.extend(value);
     }
     Some(list).filter(|list| !list.is_empty())
@@ -358,6 +360,16 @@ async fn ask_at(device: SocketAddr, port: u16, path: &str) -> Result<Attributes,
         return Err(AskError::Nothing);
     }
     Ok(attributes)
+}
+
+/// For fuzzing: an answer to Get-Printer-Attributes, and what becomes of it.
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) fn exercise_answer(bytes: &[u8]) {
+    let Ok(attributes) = ipp::answer(bytes) else { return };
+    let mut sighting = Sighting::new(super::device::Source::Snmp, "x");
+    let ipp = Ipp { port: 631, path: "/ipp/print".to_owned(), attributes };
+    describe(&mut sighting, &Known::default(), &Ways { raw: Some(9100), lpd: None, ipp: Some(ipp) });
+    assert!(sighting.services.len() == 2, "one for each port");
 }
 
 #[cfg(test)]

@@ -122,5 +122,20 @@ fn sighting(key: &Key, description: &Description, ways: &Ways) -> Sighting {
     sighting
 }
 
+/// For fuzzing: a packet, or a description.
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) fn exercise(is_description: bool, bytes: &[u8], own: IpAddr, device: IpAddr) {
+    let from = SocketAddr::new(device, 1900);
+    if is_description {
+        let Ok(location) = Location::parse(&format!("http://{device}/"), device) else { return };
+        if let Ok(description) = Description::parse(bytes, &location, device) {
+            sighting(&Key::new(from, "x"), &description, &Ways::default());
+        }
+        return;
+    }
+    let (networks, now) = super::fuzz::place();
+    listen::exercise(Ssdp, networks, own, from, bytes, now);
+}
+
 #[cfg(test)]
 mod tests;

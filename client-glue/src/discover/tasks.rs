@@ -9,12 +9,14 @@ use tokio::task::{AbortHandle, JoinSet};
 /// Most that run at the same time. Each has but a few connections.
 const MOST: usize = 16;
 
+type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
 /// Tasks for devices known by `K`, which end in a `T`. Dropping it ends them.
 pub(crate) struct Tasks<K, T> {
     running: JoinSet<(K, T)>,
     handles: BTreeMap<K, AbortHandle>,
     /// INVARIANT: empty while fewer than [`MOST`] run; no key twice.
-    waiting: VecDeque<(K, Pin<Box<dyn Future<Output = T> + Send>>)>,
+    waiting: VecDeque<(K, Task<T>)>,
 }
 
 impl<K, T> Default for Tasks<K, T> {

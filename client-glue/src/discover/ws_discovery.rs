@@ -273,5 +273,24 @@ fn escl(port: u16, name: Option<&Label>, sighting: &Sighting) -> Service {
     service
 }
 
+/// For fuzzing: a packet, or metadata.
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) fn exercise(is_metadata: bool, bytes: &[u8], own: IpAddr, device: IpAddr) {
+    let from = SocketAddr::new(device, PORT);
+    if is_metadata {
+        let Ok(location) = Location::parse(&format!("http://{device}/"), device) else { return };
+        let place = Place { location, is_printer: true, is_scanner: true };
+        if let Ok(metadata) = envelope::metadata(bytes) {
+            sighting(&Key::new(from, "x"), &place, &metadata, &Ways::default(), Some(80));
+        }
+        return;
+    }
+    let (networks, now) = super::fuzz::place();
+    let mut protocol = WsDiscovery::new(7);
+    // An id that a fuzzer can know.
+    protocol.questions.push_back("urn:uuid:1".to_owned());
+    listen::exercise(protocol, networks, own, from, bytes, now);
+}
+
 #[cfg(test)]
 mod tests;

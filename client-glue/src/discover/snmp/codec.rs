@@ -12,7 +12,7 @@ const MAX_VALUE: usize = 1024;
 
 /// How one speaks to an agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum SnmpVersion {
+pub(super) enum SnmpVersion {
     /// Version 1, which every printer understands.
     V1,
     /// Version 2c, which some insist on.

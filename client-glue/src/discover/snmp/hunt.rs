@@ -169,7 +169,10 @@ impl Hunt {
     pub(super) fn handle_packet(&mut self, own: IpAddr, from: SocketAddr, bytes: &[u8], now: Instant) {
         let address = from.ip();
         let there = |place: &Interface| place.network.address == own && place.network.holds(address);
-        let ours = self.networks.iter().any(|place| place.network.address == address);
+        // Nor can a device be everybody.
+        let ours = self.networks.iter().any(|place| {
+            place.network.address == address || place.broadcast.map(IpAddr::V4) == Some(address)
+        });
         if from.port() != PORT || ours || !self.networks.iter().any(there) {
             return;
         }

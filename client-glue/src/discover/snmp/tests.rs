@@ -27,8 +27,15 @@ fn what_a_printer_says_becomes_a_sighting() {
     assert_eq!(seen.name.unwrap().as_str(), "lj4");
     assert_eq!(seen.location.unwrap().as_str(), "Room 7");
     assert_eq!(seen.serial.unwrap().as_str(), "JPBB123456");
+    assert!(seen.services.is_empty() && seen.mac.is_none());
+}
+
+#[test]
+fn who_has_nothing_else_is_known_by_its_card() {
+    let address = [10, 0, 0, 5].into();
+    let facts = facts(&[(Object::SystemName, b"lj4"), (Object::Card, &[0, 0x11, 0x22, 0x33, 0x44, 0x55])]);
+    let seen = sighting(address, &facts, &Ways::default(), None);
     assert_eq!(seen.mac.unwrap().to_string(), "00:11:22:33:44:55");
-    assert!(seen.services.is_empty());
     // What the kernel learnt counts more than what it says.
     let seen = sighting(address, &facts, &Ways::default(), Some([2, 0, 0, 0, 0, 1]));
     assert_eq!(seen.mac.unwrap().to_string(), "02:00:00:00:00:01");

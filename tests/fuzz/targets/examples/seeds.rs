@@ -20,6 +20,9 @@ use spice_proto::tunnel::{
     ServiceId, ServiceKind, SocketId,
 };
 
+#[path = "seeds/lan.rs"]
+mod lan;
+
 fn main() -> io::Result<()> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus");
     let save = |target: &str, name: &str, bytes: &[u8]| {
@@ -95,6 +98,7 @@ fn main() -> io::Result<()> {
     netstack(&save)?;
     channels(&save)?;
     http_host(&save)?;
+    lan::seeds(&save)?;
     save("link", "server-websocket", b"\0\x0a\0GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     Ok(())
 }

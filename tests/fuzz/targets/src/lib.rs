@@ -19,6 +19,8 @@ pub use channel::channel;
 /// What a guest says to a service of another name.
 pub use client_glue::exercise_http_host as http_host;
 pub use dns::dns;
+/// What devices on the user's network say, to those who look for them.
+pub use client_glue::discover::fuzz::exercise_bytes as lan;
 pub use frames::frames;
 pub use link::link;
 pub use messages::messages;
@@ -37,6 +39,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("dns", dns),
     ("frames", frames),
     ("http_host", http_host),
+    ("lan", lan),
     ("link", link),
     ("messages", messages),
     ("names", names),

@@ -220,10 +220,11 @@ fn answers_count_only_from_where_was_asked() {
     let at = good.windows(3).position(|bytes| bytes[0] == 0xa2).unwrap() + 5;
     wrong_number[at] ^= 1;
     for (own, from, bytes) in [
-        // Another port, another network, ourselves, an interface that is not ours, another number, another community.
+        // Another port, another network, ourselves, everybody, an interface that is not ours, another number, another community.
         (OWN, SocketAddr::new(PRINTER_ADDRESS, 162), &good),
         (OWN, ([10, 0, 1, 5], PORT).into(), &good),
         (OWN, SocketAddr::new(OWN, PORT), &good),
+        (OWN, ([10, 0, 0, 255], PORT).into(), &good),
         ([10, 0, 9, 1].into(), printer, &good),
         (OWN, printer, &wrong_number),
         (OWN, printer, &String::from_utf8_lossy(&good).replace("public", "secret").into_bytes()),
