@@ -266,7 +266,7 @@ impl Cups {
         let files = format!(
             "ServerRoot {root}\nRequestRoot {root}/spool\nCacheDir {root}/cache\nStateDir {root}/state\n\
              TempDir {root}/spool\nAccessLog {root}/access_log\nErrorLog {root}/error_log\nPageLog {root}/page_log\n\
-             FileDevice Yes\nUser lp\nGroup lp\n"
+             FileDevice Yes\nUser lp\nGroup lp\nPrintcap {root}/printcap\n"
         );
         let printers = "<Printer raw>\nDeviceURI file:///dev/null\nState Idle\nAccepting Yes\n</Printer>\n";
         for (name, text) in [
