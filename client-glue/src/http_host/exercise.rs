@@ -1,6 +1,6 @@
 //! The rewrite on any bytes, for fuzzing and tests. Panics when something is wrong.
 
-#![allow(clippy::expect_used, clippy::indexing_slicing)]
+#![allow(clippy::indexing_slicing)]
 
 use super::*;
 
