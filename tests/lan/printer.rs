@@ -109,8 +109,15 @@ impl Printer {
 
     /// What it stored: SHA-256 by file.
     pub(crate) fn stored(&self) -> BTreeMap<PathBuf, [u8; 32]> {
+        self.files().into_iter().map(|path| (path.clone(), hash(&path))).collect()
+    }
+
+    /// The files it stores jobs in.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
         let files = std::fs::read_dir(self.machine.path("jobs")).unwrap();
-        files.map(|file| file.unwrap().path()).map(|path| (path.clone(), hash(&path))).collect()
+        let files = files.map(|file| file.unwrap().path());
+        // What the command that ends each job at once says: nothing.
+        files.filter(|path| path.extension().is_none_or(|kind| kind != "prn")).collect()
     }
 }
 

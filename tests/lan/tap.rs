@@ -1,6 +1,8 @@
 //! Cards that are TAP devices, with this kernel as the guest.
 
+use std::fs::Permissions;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 
 use openssl::sha::Sha256;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -117,7 +119,7 @@ async fn without_privilege_a_device_is_used_as_it_is_and_every_obstacle_is_named
     machine.sh("ip link set good up mtu 1400").await;
     let program = machine.path("spice-tunnel");
     std::fs::copy(env!("CARGO_BIN_EXE_spice-tunnel"), &program).unwrap();
-    std::fs::set_permissions(machine.dir(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(machine.dir(), Permissions::from_mode(0o755)).unwrap();
     let program = program.display().to_string();
     let serve = |nic: &str, more: &[&str]| {
         let mut command = machine.command("setpriv");
@@ -148,11 +150,12 @@ async fn without_privilege_a_device_is_used_as_it_is_and_every_obstacle_is_named
     assert!(said.contains("packets of at most 1400 bytes") && said.contains("This would work"), "{said}");
     let mut running = crate::vm::rig::Program::start("spice-tunnel", serve("tap:good", &[]));
     running.line("that it is up", |line| line.contains("the virtual network is up").then_some(())).await;
-    let offered = machine
-        .command("busybox")
-        .args(["udhcpc", "-f", "-q", "-n", "-i", "good", "-s", "/bin/env"])
-        .output();
-    let offered = soon("a lease", offered).await.unwrap();
+    let script = machine.path("say");
+    std::fs::write(&script, "#!/bin/sh\nenv\n").unwrap();
+    std::fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
+    let mut client = machine.command("busybox");
+    client.args(["udhcpc", "-f", "-q", "-n", "-i", "good", "-s"]).arg(&script);
+    let offered = soon("a lease", client.output()).await.unwrap();
     let said = String::from_utf8_lossy(&offered.stdout);
     assert!(said.contains("mtu=1400"), "the network is as small as the device: {said}");
     // The device outlives us, and nothing of it was changed.

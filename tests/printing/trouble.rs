@@ -24,8 +24,7 @@ impl Office {
     async fn jam(&self, jobs_before: usize) {
         until("the printer to begin", || async {
             let begun = |path: std::path::PathBuf| path.metadata().is_ok_and(|file| file.len() > 100_000);
-            let files = std::fs::read_dir(self.printer.machine.path("jobs")).unwrap();
-            let files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+            let files = self.printer.files();
             (files.len() > jobs_before && files.into_iter().any(begun)).then_some(())
         })
         .await;
