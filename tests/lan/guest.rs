@@ -128,16 +128,16 @@ impl Guest {
     }
 
     /// Jobs that CUPS still has before it.
-    pub(crate) async fn waiting(&self, queue: &str) -> Vec<String> {
-        let said = self.ask(&["lpstat", "-o", queue]).await.unwrap_or_default();
+    async fn waiting(&self) -> Vec<String> {
+        let said = self.machine.run(&["lpstat", "-o"]).await;
         said.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
     }
 
-    /// Waits until a queue has no job before it.
-    pub(crate) async fn all_printed(&self, queue: &str, limit: Duration) {
+    /// Waits until no queue has a job before it.
+    pub(crate) async fn all_printed(&self, limit: Duration) {
         let began = Instant::now();
         loop {
-            let waiting = self.waiting(queue).await;
+            let waiting = self.waiting().await;
             if waiting.is_empty() {
                 return;
             }

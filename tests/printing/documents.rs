@@ -42,10 +42,11 @@ pub(super) fn zpl(number: usize) -> Vec<u8> {
         .into_bytes()
 }
 
-/// Bytes without any order, the same for the same seed.
+/// Bytes without any order, the same for the same seed; but for the first few, since ippeveprinter wants to see a type that it knows.
 pub(super) fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = sha256(&seed.to_be_bytes());
-    let mut bytes = Vec::with_capacity(length + state.len());
+    let mut bytes = b"%PDF-1.4\n".to_vec();
+    bytes.reserve(length + state.len());
     while bytes.len() < length {
         state = sha256(&state);
         bytes.extend_from_slice(&state);
@@ -58,7 +59,7 @@ pub(super) fn noise(length: usize, seed: u64) -> Vec<u8> {
 pub(super) async fn pour(mut into: impl AsyncWrite + Unpin, megabytes: u32) -> [u8; 32] {
     let (mut block, mut hash) = (noise(1_000_000, 500), Sha256::new());
     for number in 0..megabytes {
-        block[..4].copy_from_slice(&number.to_be_bytes());
+        block[100..104].copy_from_slice(&number.to_be_bytes());
         hash.update(&block);
         into.write_all(&block).await.unwrap();
     }
