@@ -1,0 +1,165 @@
+//! Cards that are TAP devices, with this kernel as the guest.
+
+use std::fs::Permissions;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+
+use openssl::sha::Sha256;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{Desk, Guest, Lan, Machine};
+use crate::vm::rig::{soon, until};
+
+const MTU: &[&str] = &["--mtu", "9000"];
+
+/// Gives everybody who connects so many bytes, and then takes as many.
+async fn fountain(machine: &Machine, at: SocketAddr, bytes: usize) -> [u8; 32] {
+    let listener = machine.listen(at);
+    let block: Vec<u8> = (0..1_000_003u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut hash = Sha256::new();
+    (0..bytes / block.len()).for_each(|_| hash.update(&block));
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let block = block.clone();
+            tokio::spawn(async move {
+                for _ in 0..bytes / block.len() {
+                    if stream.write_all(&block).await.is_err() {
+                        return;
+                    }
+                }
+                let _ = stream.shutdown().await;
+                let mut rest = Vec::new();
+                let _ = stream.read_to_end(&mut rest).await;
+            });
+        }
+    });
+    hash.finish()
+}
+
+async fn mtu(machine: &Machine) -> String {
+    let said = machine.sh("ip -o link show tap0").await;
+    said.split_whitespace().skip_while(|word| *word != "mtu").nth(1).unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kernel_gets_an_address_and_a_hundred_megabytes() {
+    const BYTES: usize = 100_000_300;
+
+    let lan = Lan::new().await;
+    let mut desk = Desk::new(&lan).await;
+    let guest = Guest::boot(MTU).await;
+    assert_eq!(mtu(&guest.machine).await, "9000");
+    let service = SocketAddr::new(super::network::addresses(10)[0], 7000);
+    let expected = fountain(&desk.machine, service, BYTES).await;
+    let at = desk.share(&guest, &[service], &[]).await[0];
+    let mut stream = soon("a connection", guest.machine.connect(at)).await.unwrap();
+    let (mut hash, mut got, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
+    loop {
+        let read = soon("bytes", stream.read(&mut buffer)).await.unwrap();
+        if read == 0 {
+            break;
+        }
+        hash.update(&buffer[..read]);
+        got += read;
+    }
+    assert_eq!((got, hash.finish()), (BYTES, expected));
+    // What is not shared does not exist, and what nobody shares at an address that does is refused.
+    let refused = guest.machine.connect(SocketAddr::new(at.ip(), 7001)).await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_device_is_made_again_if_it_was_ours_and_waited_for_if_it_was_not() {
+    let mut ours = Guest::boot(MTU).await;
+    ours.machine.sh("ip link delete tap0").await;
+    let gone = |line: &str| line.contains("the TAP device was deleted").then_some(());
+    let back = |line: &str| line.contains("the guest's card is there").then_some(());
+    ours.serve.line("that the card is gone", gone).await;
+    ours.serve.line("that the card is back", back).await;
+    ours.lease().await;
+
+    let machine = Machine::boot("guest", "").await;
+    machine.sh("ip tuntap add vm1 mode tap").await;
+    machine.sh("ip link set vm1 mtu 1400").await;
+    let listen = format!("unix:{}", machine.path("spice.sock").display());
+    let mut serve =
+        machine.tunnel(&["serve", "--standalone", "--nic", "tap:vm1", "--listen", &listen, "--mtu", "2000"]);
+    serve.line("that it is up", |line| line.contains("the virtual network is up").then_some(())).await;
+    assert!(machine.sh("ip link show vm1").await.contains("mtu 2000"), "root may change it");
+    machine.sh("ip link delete vm1").await;
+    serve.line("that the card is gone", gone).await;
+    serve.line("that it waits", |line| line.contains("there is no TAP device vm1").then_some(())).await;
+    machine.sh("ip tuntap add vm1 mode tap").await;
+    serve.line("that the card is back", back).await;
+    until("the device to be up", || async {
+        machine.sh("ip link show vm1").await.contains(",UP").then_some(())
+    })
+    .await;
+    // A second one of us cannot have it.
+    let second = ["serve", "--standalone", "--nic", "tap:vm1", "--listen", "127.0.0.1:0"];
+    let mut second = machine.tunnel(&second);
+    second.line("why not", |line| line.contains("vm1 is in use by another program").then_some(())).await;
+    assert_eq!(second.ended().await.code(), Some(1));
+}
+
+/// Whoever may not configure devices uses one that was made for them, as it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_privilege_a_device_is_used_as_it_is_and_every_obstacle_is_named() {
+    let machine = Machine::boot("guest", "").await;
+    for (name, mode) in [
+        ("good", "tap user nobody"),
+        ("theirs", "tap user daemon"),
+        ("three", "tun user nobody"),
+        ("many", "tap multi_queue user nobody"),
+        ("small", "tap user nobody"),
+    ] {
+        machine.sh(&format!("ip tuntap add {name} mode {mode}")).await;
+    }
+    machine.sh("ip link set small mtu 500").await;
+    machine.sh("ip link set good up mtu 1400").await;
+    let program = machine.path("spice-tunnel");
+    std::fs::copy(env!("CARGO_BIN_EXE_spice-tunnel"), &program).unwrap();
+    std::fs::set_permissions(machine.dir(), Permissions::from_mode(0o755)).unwrap();
+    let program = program.display().to_string();
+    let serve = |nic: &str, more: &[&str]| {
+        let mut command = machine.command("setpriv");
+        command.args(["--reuid", "nobody", "--clear-groups", "--", &program, "serve", "--standalone"]);
+        command.args(["--listen", "127.0.0.1:0", "--nic", nic]).args(more).env("RUST_LOG", "info");
+        command
+    };
+    for (nic, problem) in [
+        (
+            "tap:theirs",
+            "the TAP device theirs is not this user's: let root make it again with `ip tuntap add theirs mode tap user USER`",
+        ),
+        ("tap:three", "three is a TUN device, which carries no Ethernet"),
+        ("tap:many", "many is a TAP device with many queues"),
+        ("tap:lo", "lo is another kind of device"),
+        ("tap:none", "there is no TAP device none, and making it takes CAP_NET_ADMIN"),
+        ("tap:small", "the TAP device small takes packets of 500 bytes, expected at least 576"),
+        ("tap:far-too-long-a-name", "expected 1 to 15 characters"),
+    ] {
+        for check in [&["--check"][..], &[]] {
+            let output = soon("its end", serve(nic, check).output()).await.unwrap();
+            let said = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+            assert!(!output.status.success() && said.contains(problem), "{nic} {check:?}: {said}");
+        }
+    }
+    let output = soon("its end", serve("tap:good", &["--check"]).output()).await.unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("packets of at most 1400 bytes") && said.contains("This would work"), "{said}");
+    let mut running = crate::vm::rig::Program::start("spice-tunnel", serve("tap:good", &[]));
+    running.line("that it is up", |line| line.contains("the virtual network is up").then_some(())).await;
+    let script = machine.path("say");
+    std::fs::write(&script, "#!/bin/sh\nenv\n").unwrap();
+    std::fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
+    let mut client = machine.command("busybox");
+    client.args(["udhcpc", "-f", "-q", "-n", "-i", "good", "-s"]).arg(&script);
+    let offered = soon("a lease", client.output()).await.unwrap();
+    let said = String::from_utf8_lossy(&offered.stdout);
+    assert!(said.contains("mtu=1400"), "the network is as small as the device: {said}");
+    // The device outlives us, and nothing of it was changed.
+    drop(running);
+    assert!(machine.sh("ip link show good").await.contains("mtu 1400"));
+    let _: IpAddr = said.lines().find_map(|line| line.strip_prefix("ip=")).unwrap().parse().unwrap();
+}
