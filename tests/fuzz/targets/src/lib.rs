@@ -5,6 +5,7 @@
 
 mod capture;
 mod channel;
+mod discover;
 mod frames;
 mod input;
 mod link;
@@ -14,6 +15,7 @@ mod packet;
 
 pub use capture::capture;
 pub use channel::channel;
+pub use discover::discover;
 pub use frames::frames;
 pub use link::link;
 pub use messages::messages;
@@ -28,6 +30,7 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: &[(&str, Target)] = &[
     ("capture", capture),
     ("channel", channel),
+    ("discover", discover),
     ("frames", frames),
     ("link", link),
     ("messages", messages),
