@@ -6,6 +6,7 @@
 mod capture;
 mod channel;
 mod dns;
+mod discover;
 mod frames;
 mod input;
 mod link;
@@ -21,6 +22,7 @@ pub use client_glue::exercise_http_host as http_host;
 pub use dns::dns;
 /// What devices on the user's network say, to those who look for them.
 pub use client_glue::discover::fuzz::exercise_bytes as lan;
+pub use discover::discover;
 pub use frames::frames;
 pub use link::link;
 pub use messages::messages;
@@ -37,6 +39,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("capture", capture),
     ("channel", channel),
     ("dns", dns),
+    ("discover", discover),
     ("frames", frames),
     ("http_host", http_host),
     ("lan", lan),
