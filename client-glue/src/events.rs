@@ -8,9 +8,10 @@ use std::{
     time::Duration,
 };
 
+use spice_proto::service_info::HostName;
 use tokio::sync::Notify;
 
-use crate::{dial::Refusal, share::ShareId};
+use crate::{dial::Refusal, question::NameQuery, share::ShareId};
 
 /// What happened in a tunnel.
 ///
@@ -50,6 +51,23 @@ pub enum Event {
         virtual_ip: IpAddr,
         /// Its port there: the share's own.
         port: u16,
+    },
+    /// The guest reaches a share no more: it was removed or withdrawn, and had been mapped in this tunnel.
+    Unmapped {
+        /// The share.
+        share: ShareId,
+        /// Its name.
+        name: String,
+        /// What it is, as `tcp://HOST:PORT`.
+        target: String,
+    },
+    /// The guest wants to know where a name leads, in one of the domains that were [allowed](crate::Handle::add_domain). To be
+    /// answered by [`Handle::answer_name`](crate::Handle::answer_name).
+    NameAsked {
+        /// The question.
+        query: NameQuery,
+        /// The name, in lower case.
+        name: HostName,
     },
     /// The guest is connected to a share.
     Opened {
@@ -115,6 +133,8 @@ impl Event {
             | Event::Waiting { .. }
             | Event::GaveUp { .. } => true,
             Event::Mapped { .. }
+            | Event::Unmapped { .. }
+            | Event::NameAsked { .. }
             | Event::Opened { .. }
             | Event::Closed { .. }
             | Event::Refused { .. }
@@ -239,6 +259,18 @@ impl Drop for Events {
 }
 
 impl EventSink {
+    /// Queues a question. `false`: nobody listens, or not soon enough.
+    pub(crate) fn ask(&mut self, query: NameQuery, name: HostName) -> bool {
+        {
+            let inner = self.queue.lock();
+            if inner.deaf || inner.events.len() >= inner.capacity {
+                return false;
+            }
+        }
+        self.push(Event::NameAsked { query, name });
+        true
+    }
+
     /// Queues `event`, or drops and counts it if it may be dropped and the queue is full. Never waits.
     pub(crate) fn push(&mut self, event: Event) {
         let mut inner = self.queue.lock();
@@ -259,6 +291,17 @@ impl EventSink {
                     .retain(|queued| !matches!(queued, Event::Mapped { share: old, .. } if *old == share));
                 inner.events.push_back(event);
             }
+            Event::Unmapped { share, .. } if full => {
+                // What was mapped and is not, in the same silence, is nothing to tell.
+                let share = *share;
+                let before = inner.events.len();
+                inner
+                    .events
+                    .retain(|queued| !matches!(queued, Event::Mapped { share: old, .. } if *old == share));
+                if inner.events.len() == before {
+                    inner.events.push_back(event);
+                }
+            }
             // Links may come and go for ever: only how it stands now counts.
             Event::Linking { .. }
             | Event::Connected { .. }
@@ -276,6 +319,8 @@ impl EventSink {
             | Event::Closed { .. }
             | Event::Refused { .. }
             | Event::Mapped { .. }
+            | Event::Unmapped { .. }
+            | Event::NameAsked { .. }
             | Event::Linking { .. }
             | Event::Connected { .. }
             | Event::Missed { .. }
@@ -352,6 +397,8 @@ mod tests {
                 Event::Mapped { share, virtual_ip, .. } => format!("mapped {} {virtual_ip}", share.0),
                 Event::Missed { events } => format!("missed {events}"),
                 Event::Disconnected { reason } => reason.clone(),
+                Event::Unmapped { share, .. } => format!("unmapped {}", share.0),
+                Event::NameAsked { name, .. } => format!("asked {}", name.as_str()),
                 Event::Linking { .. }
                 | Event::Connected { .. }
                 | Event::Closed { .. }
@@ -390,6 +437,28 @@ mod tests {
         all.sort_unstable();
         assert_eq!(sorted, all);
         assert_eq!(told.last().unwrap(), "over");
+    }
+
+    #[tokio::test]
+    async fn a_device_that_comes_and_goes_unheard_is_not_worth_a_word() {
+        let unmapped =
+            |share| Event::Unmapped { share: ShareId(share), name: String::new(), target: String::new() };
+        let query = NameQuery { tunnel: 0, query: 0 };
+        let name = HostName::new("nas.home.arpa").unwrap();
+        let (mut sink, events) = queue(2);
+        assert!(sink.ask(query, name.clone()));
+        sink.push(mapped(0, 1));
+        for share in 1..100 {
+            sink.push(mapped(share, 1));
+            sink.push(unmapped(share));
+        }
+        sink.push(unmapped(200));
+        assert!(!sink.ask(query, name), "a full queue takes no question");
+        sink.end("over".into());
+        assert_eq!(
+            rest(events).await,
+            ["asked nas.home.arpa", "mapped 0 198.18.0.1", "unmapped 200", "over"]
+        );
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@
 //! | question | look at |
 //! | --- | --- |
 //! | how do I plug it in | [`tunnel`], [`Linked::tunnel`], [`companion()`] |
-//! | what can be shared | [`Share`] |
+//! | what can be shared | [`Share`], [`Offer`] |
 //! | where may a name lead | [`resolve`] |
 //! | what happens in a tunnel | [`Event`] |
 //! | how is it steered | [`Handle`] |
@@ -13,6 +13,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
+mod book;
 pub mod companion;
 mod dial;
 mod error;
@@ -20,6 +21,8 @@ mod events;
 mod handle;
 mod link;
 mod network;
+mod offer;
+mod question;
 mod ready;
 pub mod resolve;
 mod sasl;
@@ -38,17 +41,21 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tunnel_channel::{Channel, Role};
 
 pub use crate::{
+    book::MAX_DOMAINS,
     companion::{CompanionConfig, CompanionError, companion},
     dial::Refusal,
     error::Error,
     events::{ConnectionId, End, Event, Events},
-    handle::{Handle, check_shares},
+    handle::{Handle, check_offers, check_shares},
+    offer::{DeviceKey, MAX_ADDRESSES, Offer, Reach},
+    question::{Answer, NameQuery},
     server::{Credentials, HttpProxy, LinkFailure, Place, SpiceServer},
     share::{Host, MAX_TEXT, Share, ShareError, ShareId},
 };
 // What a client needs of the crates below, so that it names but this one.
 pub use spice_proto::{
     handshake::Linked,
+    service_info,
     ticket::{Password, PasswordError},
     tls::{Roots, Subject, Trust},
 };
@@ -105,17 +112,20 @@ where
     let (sink, events) = events::queue(config.event_capacity);
     let run = async move {
         let mut commands = commands;
-        let life = Life { shares: Vec::new(), next_connection: 0 };
+        let life = Life::default();
         Box::pin(run(stream, linked, config, &mut commands, sink, life)).await.result.map(|_| ())
     };
     (handle, events, run)
 }
 
 /// What a tunnel begins with.
+#[derive(Debug, Default)]
 struct Life {
-    shares: Vec<handle::Entry>,
+    beginning: handle::Beginning,
     /// The first connection's number.
     next_connection: u64,
+    /// The tunnel's own, of a companion's.
+    tunnel: u64,
 }
 
 /// Runs one tunnel to its end.
@@ -142,7 +152,7 @@ where
     let dials = dial::Dials::new(Arc::default(), config.dial_deadline);
     let session = session::Session {
         link: FrameStream::new(stream, linked.header, &linked.leftover),
-        core: session::Core::new(channel, sink, dials, life.shares, life.next_connection),
+        core: session::Core::new(channel, sink, dials, life),
         commands,
         timer: Box::pin(tokio::time::sleep_until(now)),
     };

@@ -12,6 +12,8 @@
 //! server is always read, or both ends could wait for each other. What it sends to a service that is slow waits in
 //! that socket's tail, which the window bounds.
 
+mod shares;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
@@ -21,10 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use spice_proto::{
-    frame_stream::FrameStream,
-    tunnel::{ServiceId, ServiceKind, SocketId},
-};
+use spice_proto::{frame_stream::FrameStream, tunnel::SocketId};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc::UnboundedReceiver,
@@ -32,16 +31,18 @@ use tokio::{
     time::Sleep,
 };
 use tracing::{debug, trace, warn};
-use tunnel_channel::{Channel, Event as ChannelEvent, NewService, ResetCause};
+use tunnel_channel::{Channel, Event as ChannelEvent, ResetCause};
 
+use self::shares::Shares;
 use crate::{
+    Life,
     dial::{Dialled, Dials, Refusal},
     error::{Error, in_full},
     events::{ConnectionId, End, Event, EventSink},
-    handle::{Command, Entry},
+    handle::Command,
     link,
     ready::ReadySet,
-    share::{Share, ShareId},
+    share::ShareId,
     sockets::ServiceSocket,
 };
 
@@ -144,8 +145,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         while let Poll::Ready(Some(command)) = self.commands.poll_recv(cx) {
             moved = true;
             match command {
-                Command::Add(entry) => self.core.add_share(entry),
+                Command::Add(entry) => self.core.add_share(*entry),
+                Command::Update(entry) => self.core.update_share(*entry),
+                Command::Withdraw(share) => self.core.withdraw(share),
                 Command::Remove(share) => self.core.remove_share(share),
+                Command::AddDomain(domain) => self.core.add_domain(domain),
+                Command::RemoveDomain(domain) => self.core.remove_domain(&domain),
+                Command::Answer(query, reply) => self.core.answer_name(query, reply),
                 Command::Probe => {
                     if !self.core.channel.probe(now, PROBE_WITHIN) {
                         debug!("the server cannot be asked whether it is there");
@@ -218,9 +224,7 @@ pub(crate) struct Core {
     ready_at: Option<tokio::time::Instant>,
     events: EventSink,
     dials: Dials,
-    /// Shares that wait for the server's INIT.
-    waiting: Vec<Entry>,
-    offers: BTreeMap<ServiceId, Offer>,
+    shares: Shares,
     slots: BTreeMap<SocketId, Slot>,
     next_connection: u64,
     ready: Arc<ReadySet>,
@@ -231,11 +235,6 @@ pub(crate) struct Core {
     lingering: JoinSet<()>,
 }
 
-struct Offer {
-    id: ShareId,
-    share: Share,
-}
-
 /// What a socket of the channel is here.
 enum Slot {
     Dialling(ShareId),
@@ -243,81 +242,20 @@ enum Slot {
 }
 
 impl Core {
-    /// A core that announces `shares` as soon as it can, and numbers connections from `next_connection` on.
-    pub(crate) fn new(
-        channel: Channel,
-        events: EventSink,
-        dials: Dials,
-        shares: Vec<Entry>,
-        next_connection: u64,
-    ) -> Core {
+    /// A core of the tunnel that `life` describes, which announces its shares as soon as it can.
+    pub(crate) fn new(channel: Channel, events: EventSink, dials: Dials, life: Life) -> Core {
         Core {
             channel,
             ready_at: None,
             events,
             dials,
-            waiting: shares,
-            offers: BTreeMap::new(),
+            shares: Shares::new(life.beginning, life.tunnel),
             slots: BTreeMap::new(),
-            next_connection,
+            next_connection: life.next_connection,
             ready: Arc::default(),
             queue: VecDeque::new(),
             parked: VecDeque::new(),
             lingering: JoinSet::new(),
-        }
-    }
-
-    fn add_share(&mut self, entry: Entry) {
-        if self.ready_at.is_none() {
-            self.waiting.push(entry);
-            return;
-        }
-        let Entry { id, share, group, device } = entry;
-        let description = match (&share.description, &share.name) {
-            (description, _) if !description.is_empty() => description.as_str(),
-            (_, name) if *name != device => name.as_str(),
-            (_, _) => "",
-        };
-        let service = NewService {
-            kind: ServiceKind::Generic,
-            group,
-            port: share.port,
-            name: device.as_bytes(),
-            description: description.as_bytes(),
-        };
-        match self.channel.add_service(service) {
-            Ok(service) => {
-                debug!(service = service.0, share = %share.name, target = share.target(), "announced");
-                self.offers.insert(service, Offer { id, share });
-            }
-            // The book and the configuration leave nothing that the channel could object to.
-            Err(error) => warn!(share = %share.name, %error, "a share could not be announced"),
-        }
-    }
-
-    fn remove_share(&mut self, share: ShareId) {
-        self.waiting.retain(|entry| entry.id != share);
-        let channel = &mut self.channel;
-        self.offers.retain(|service, offer| {
-            if offer.id == share {
-                channel.remove_service(*service);
-            }
-            offer.id != share
-        });
-        let of_share: Vec<SocketId> =
-            self.slots.iter().filter(|(_, slot)| slot.share() == share).map(|(socket, _)| *socket).collect();
-        for socket in of_share {
-            match self.slots.remove(&socket) {
-                Some(Slot::Dialling(_)) => {
-                    self.dials.cancel(socket, share);
-                    self.channel.refuse(socket);
-                }
-                Some(Slot::Connected(service)) => {
-                    self.channel.reset(socket);
-                    self.closed(&service, End::Unshared);
-                }
-                None => {}
-            }
         }
     }
 
@@ -326,25 +264,17 @@ impl Core {
             ChannelEvent::Ready { max_sockets, max_data } => {
                 self.ready_at = Some(tokio::time::Instant::now());
                 self.events.push(Event::Connected { max_sockets, max_data });
-                for entry in std::mem::take(&mut self.waiting) {
-                    self.add_share(entry);
-                }
+                self.shares.on_ready(&mut self.channel);
             }
             ChannelEvent::ServiceMapped { service, address } => {
-                if let Some(Offer { id, share }) = self.offers.get(&service) {
-                    self.events.push(Event::Mapped {
-                        share: *id,
-                        name: share.name.clone(),
-                        target: share.target(),
-                        virtual_ip: address,
-                        port: share.port,
-                    });
+                if let Some(mapped) = self.shares.mapped(service, address) {
+                    self.events.push(mapped);
                 }
             }
-            ChannelEvent::Open { socket, service } => match self.offers.get(&service) {
-                Some(Offer { id, share }) => {
-                    self.slots.insert(socket, Slot::Dialling(*id));
-                    self.dials.start(socket, *id, &share.host, share.port);
+            ChannelEvent::Open { socket, service } => match self.shares.target(service) {
+                Some((share, target)) => {
+                    self.slots.insert(socket, Slot::Dialling(share));
+                    self.dials.start(socket, share, target);
                 }
                 None => self.channel.refuse(socket),
             },
