@@ -16,6 +16,8 @@
 mod book;
 pub mod companion;
 mod dial;
+#[cfg(feature = "discover")]
+pub mod discover;
 mod error;
 mod events;
 mod handle;
