@@ -289,7 +289,13 @@ impl<L: Linker> Companion<L> {
         let mut config = self.config.tunnel.clone();
         config.channel.dead_after = self.config.dead_after;
         self.watcher.linked(ends.map(|(_, server)| server));
-        let life = Life { beginning, next_connection: self.next_connection, tunnel: self.tunnels };
+        let life = Life {
+            beginning,
+            next_connection: self.next_connection,
+            tunnel: self.tunnels,
+            asker: self.handle.asker(),
+            usage: self.handle.usage(),
+        };
         self.tunnels += 1;
         let tunnel = crate::run(stream, linked, config, &mut self.commands, self.sink.of_tunnel(), life);
         let mut tunnel = Box::pin(tunnel);

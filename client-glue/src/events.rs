@@ -8,10 +8,9 @@ use std::{
     time::Duration,
 };
 
-use spice_proto::service_info::HostName;
 use tokio::sync::Notify;
 
-use crate::{dial::Refusal, question::NameQuery, share::ShareId};
+use crate::{dial::Refusal, share::ShareId};
 
 /// What happened in a tunnel.
 ///
@@ -60,14 +59,6 @@ pub enum Event {
         name: String,
         /// What it is, as `tcp://HOST:PORT`.
         target: String,
-    },
-    /// The guest wants to know where a name leads, in one of the domains that were [allowed](crate::Handle::add_domain). To be
-    /// answered by [`Handle::answer_name`](crate::Handle::answer_name).
-    NameAsked {
-        /// The question.
-        query: NameQuery,
-        /// The name, in lower case.
-        name: HostName,
     },
     /// The guest is connected to a share.
     Opened {
@@ -134,7 +125,6 @@ impl Event {
             | Event::GaveUp { .. } => true,
             Event::Mapped { .. }
             | Event::Unmapped { .. }
-            | Event::NameAsked { .. }
             | Event::Opened { .. }
             | Event::Closed { .. }
             | Event::Refused { .. }
@@ -259,18 +249,6 @@ impl Drop for Events {
 }
 
 impl EventSink {
-    /// Queues a question. `false`: nobody listens, or not soon enough.
-    pub(crate) fn ask(&mut self, query: NameQuery, name: HostName) -> bool {
-        {
-            let inner = self.queue.lock();
-            if inner.deaf || inner.events.len() >= inner.capacity {
-                return false;
-            }
-        }
-        self.push(Event::NameAsked { query, name });
-        true
-    }
-
     /// Queues `event`, or drops and counts it if it may be dropped and the queue is full. Never waits.
     pub(crate) fn push(&mut self, event: Event) {
         let mut inner = self.queue.lock();
@@ -320,7 +298,6 @@ impl EventSink {
             | Event::Refused { .. }
             | Event::Mapped { .. }
             | Event::Unmapped { .. }
-            | Event::NameAsked { .. }
             | Event::Linking { .. }
             | Event::Connected { .. }
             | Event::Missed { .. }
@@ -398,7 +375,6 @@ mod tests {
                 Event::Missed { events } => format!("missed {events}"),
                 Event::Disconnected { reason } => reason.clone(),
                 Event::Unmapped { share, .. } => format!("unmapped {}", share.0),
-                Event::NameAsked { name, .. } => format!("asked {}", name.as_str()),
                 Event::Linking { .. }
                 | Event::Connected { .. }
                 | Event::Closed { .. }
@@ -443,22 +419,15 @@ mod tests {
     async fn a_device_that_comes_and_goes_unheard_is_not_worth_a_word() {
         let unmapped =
             |share| Event::Unmapped { share: ShareId(share), name: String::new(), target: String::new() };
-        let query = NameQuery { tunnel: 0, query: 0 };
-        let name = HostName::new("nas.home.arpa").unwrap();
-        let (mut sink, events) = queue(2);
-        assert!(sink.ask(query, name.clone()));
+        let (mut sink, events) = queue(1);
         sink.push(mapped(0, 1));
         for share in 1..100 {
             sink.push(mapped(share, 1));
             sink.push(unmapped(share));
         }
         sink.push(unmapped(200));
-        assert!(!sink.ask(query, name), "a full queue takes no question");
         sink.end("over".into());
-        assert_eq!(
-            rest(events).await,
-            ["asked nas.home.arpa", "mapped 0 198.18.0.1", "unmapped 200", "over"]
-        );
+        assert_eq!(rest(events).await, ["mapped 0 198.18.0.1", "unmapped 200", "over"]);
     }
 
     #[tokio::test]

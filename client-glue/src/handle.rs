@@ -1,6 +1,7 @@
 //! Commands to a running tunnel.
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -11,7 +12,7 @@ use tokio::sync::mpsc;
 use crate::{
     book::{Entry, ShareBook},
     offer::{DeviceKey, Offer},
-    question::{Answer, NameQuery, Reply},
+    question::{self, Answer, Asker, NameQuery, Questions, Reply},
     share::{Share, ShareError, ShareId},
 };
 
@@ -22,6 +23,40 @@ use crate::{
 pub struct Handle {
     book: Arc<Mutex<ShareBook>>,
     commands: mpsc::UnboundedSender<Command>,
+    asker: Asker,
+    /// Until somebody takes them.
+    questions: Arc<Mutex<Option<Questions>>>,
+    usage: Usage,
+}
+
+/// Open connections of each share.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Usage {
+    open: Arc<Mutex<BTreeMap<ShareId, usize>>>,
+}
+
+impl Usage {
+    pub(crate) fn opened(&self, share: ShareId) {
+        *self.open().entry(share).or_default() += 1;
+    }
+
+    pub(crate) fn closed(&self, share: ShareId) {
+        let mut open = self.open();
+        if let Some(count) = open.get_mut(&share) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                open.remove(&share);
+            }
+        }
+    }
+
+    pub(crate) fn all_closed(&self) {
+        self.open().clear();
+    }
+
+    fn open(&self) -> MutexGuard<'_, BTreeMap<ShareId, usize>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What the session is told. Everything in it is decided already.
@@ -43,7 +78,9 @@ impl Handle {
     pub(crate) fn new(max_shares: usize) -> (Handle, mpsc::UnboundedReceiver<Command>) {
         let (commands, receiver) = mpsc::unbounded_channel();
         let book = Arc::new(Mutex::new(ShareBook::new(max_shares)));
-        (Handle { book, commands }, receiver)
+        let (asker, questions) = question::questions();
+        let questions = Arc::new(Mutex::new(Some(questions)));
+        (Handle { book, commands, asker, questions, usage: Usage::default() }, receiver)
     }
 
     /// Offers `share` to the guest. [`Event::Mapped`](crate::Event::Mapped) says where the guest finds it.
@@ -113,8 +150,8 @@ impl Handle {
         known
     }
 
-    /// Lets the guest ask for names under `domain`, where the server can pass the question on:
-    /// [`Event::NameAsked`](crate::Event::NameAsked). `false`: it may already.
+    /// Lets the guest ask for names under `domain`, where the server can pass the question on: see
+    /// [`questions`](Self::questions). `false`: it may already.
     ///
     /// # Errors
     ///
@@ -139,7 +176,12 @@ impl Handle {
         known
     }
 
-    /// Answers [`Event::NameAsked`](crate::Event::NameAsked). A second answer, and one for a tunnel that has ended, has no effect.
+    /// The guest's questions for names, for the first who asks. Nobody takes them: they are answered as failed.
+    pub fn questions(&self) -> Option<Questions> {
+        self.questions.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Answers one of [`questions`](Self::questions). A second answer, and one for a tunnel that has ended, has no effect.
     pub fn answer_name(&self, query: NameQuery, answer: Answer) {
         let book = self.book();
         let reply = match answer {
@@ -157,6 +199,19 @@ impl Handle {
     /// Whether anything of `device` is offered.
     pub fn offers_device(&self, device: &DeviceKey) -> bool {
         self.book().group(device).is_some()
+    }
+
+    /// How many connections to a share are open.
+    pub fn connections(&self, share: ShareId) -> usize {
+        self.usage.open().get(&share).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn asker(&self) -> Asker {
+        self.asker.clone()
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        self.usage.clone()
     }
 
     fn book(&self) -> MutexGuard<'_, ShareBook> {

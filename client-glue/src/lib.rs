@@ -50,7 +50,7 @@ pub use crate::{
     events::{ConnectionId, End, Event, Events},
     handle::{Handle, check_offers, check_shares},
     offer::{DeviceKey, MAX_ADDRESSES, Offer, Reach},
-    question::{Answer, NameQuery},
+    question::{Answer, NameQuery, Question, Questions},
     server::{Credentials, HttpProxy, LinkFailure, Place, SpiceServer},
     share::{Host, MAX_TEXT, Share, ShareError, ShareId},
 };
@@ -112,22 +112,30 @@ where
 {
     let (handle, commands) = Handle::new(config.channel.max_services);
     let (sink, events) = events::queue(config.event_capacity);
+    let life = Life {
+        beginning: handle::Beginning::default(),
+        next_connection: 0,
+        tunnel: 0,
+        asker: handle.asker(),
+        usage: handle.usage(),
+    };
     let run = async move {
         let mut commands = commands;
-        let life = Life::default();
         Box::pin(run(stream, linked, config, &mut commands, sink, life)).await.result.map(|_| ())
     };
     (handle, events, run)
 }
 
 /// What a tunnel begins with.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Life {
     beginning: handle::Beginning,
     /// The first connection's number.
     next_connection: u64,
     /// The tunnel's own, of a companion's.
     tunnel: u64,
+    asker: question::Asker,
+    usage: handle::Usage,
 }
 
 /// Runs one tunnel to its end.

@@ -39,7 +39,7 @@ use crate::{
     dial::{Dialled, Dials, Refusal},
     error::{Error, in_full},
     events::{ConnectionId, End, Event, EventSink},
-    handle::Command,
+    handle::{Command, Usage},
     link,
     ready::ReadySet,
     share::ShareId,
@@ -225,6 +225,7 @@ pub(crate) struct Core {
     events: EventSink,
     dials: Dials,
     shares: Shares,
+    usage: Usage,
     slots: BTreeMap<SocketId, Slot>,
     next_connection: u64,
     ready: Arc<ReadySet>,
@@ -249,7 +250,8 @@ impl Core {
             ready_at: None,
             events,
             dials,
-            shares: Shares::new(life.beginning, life.tunnel),
+            shares: Shares::new(life.beginning, life.tunnel, life.asker),
+            usage: life.usage,
             slots: BTreeMap::new(),
             next_connection: life.next_connection,
             ready: Arc::default(),
@@ -354,6 +356,7 @@ impl Core {
                 self.channel.accept(socket);
                 self.queue.push_back(socket);
                 debug!(socket = socket.0, %address, "connected");
+                self.usage.opened(share);
                 self.events.push(Event::Opened { share, connection, address });
             }
             Err(reason) => {
@@ -440,6 +443,7 @@ impl Core {
     }
 
     fn closed(&mut self, service: &ServiceSocket, end: End) {
+        self.usage.closed(service.share);
         self.events.push(Event::Closed {
             share: service.share,
             connection: service.connection,
@@ -476,6 +480,7 @@ impl Core {
     /// The tunnel is over: services see a reset.
     fn drop_connections(&mut self) {
         self.slots.clear();
+        self.usage.all_closed();
     }
 }
 

@@ -5,6 +5,7 @@
 //! | what is found | [`Device`], [`Service`], [`Update`] |
 //! | what do sources tell | [`Sighting`], [`SightingEvent`] |
 //! | how is a source plugged in | `outlet` |
+//! | what of it is shared | [`Policy`](policy), [`Sharer`] |
 //! | how is text of the network made harmless | [`clean`] |
 
 pub mod clean;
@@ -13,6 +14,8 @@ mod device;
 mod interfaces;
 mod network_id;
 mod outlet;
+pub mod policy;
+mod sharer;
 mod sighting;
 mod text;
 
@@ -22,6 +25,8 @@ pub use self::{
     interfaces::{InterfaceError, InterfaceFilter, Network},
     network_id::{MAX_NETWORK_ID, NetworkId},
     outlet::SourceError,
+    policy::Policy,
+    sharer::{Change, MAX_DISCOVERED, Notice, Sharer, Verdict},
     sighting::{MAX_KEY, Sighting, SightingEvent, SightingKey},
     text::{MAX_SERIAL, MAX_TEXT, Mac, Serial, Text, Uuid},
 };

@@ -19,7 +19,7 @@ use crate::{
     dial::Target,
     events::{End, Event},
     handle::Beginning,
-    question::{NameQuery, Reply},
+    question::{Asker, NameQuery, Reply},
     share::ShareId,
 };
 
@@ -30,6 +30,7 @@ pub(super) struct Shares {
     announced: BTreeMap<ServiceId, Announced>,
     /// The tunnel's number, of a companion's.
     tunnel: u64,
+    asker: Asker,
     /// Questions of the server's that were not answered yet; the channel bounds them.
     asked: BTreeSet<u32>,
 }
@@ -57,8 +58,8 @@ impl Announced {
 }
 
 impl Shares {
-    pub(super) fn new(waiting: Beginning, tunnel: u64) -> Shares {
-        Shares { waiting, announced: BTreeMap::new(), tunnel, asked: BTreeSet::new() }
+    pub(super) fn new(waiting: Beginning, tunnel: u64, asker: Asker) -> Shares {
+        Shares { waiting, announced: BTreeMap::new(), tunnel, asker, asked: BTreeSet::new() }
     }
 
     /// The server's INIT came.
