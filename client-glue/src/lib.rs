@@ -7,6 +7,7 @@
 //! | how do I plug it in | [`tunnel`], [`Linked::tunnel`], [`companion()`] |
 //! | what can be shared | [`Share`], [`Offer`] |
 //! | where may a name lead | [`resolve`] |
+//! | whose names may the guest ask for | [`domains`] |
 //! | what happens in a tunnel | [`Event`] |
 //! | how is it steered | [`Handle`] |
 //! | where is a server, and which is the right one | [`server`] |
@@ -18,6 +19,7 @@ pub mod companion;
 mod dial;
 #[cfg(feature = "discover")]
 pub mod discover;
+pub mod domains;
 mod error;
 mod events;
 mod handle;

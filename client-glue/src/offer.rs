@@ -1,5 +1,7 @@
 //! A share with what is known of it beyond a line that a user writes: whose it is, how it is advertised, where it is.
 
+mod parse;
+
 use std::{
     collections::BTreeSet,
     fmt,

@@ -71,7 +71,9 @@ pub enum Host {
 #[non_exhaustive]
 pub enum ShareError {
     /// Not of the form `tcp://HOST:PORT`, with `?name=NAME&description=TEXT` behind it where wanted.
-    #[error("`{given}` is not tcp://HOST:PORT or tcp://HOST:PORT?name=NAME: {problem}")]
+    #[error(
+        "`{given}` is not tcp://HOST:PORT or ipp://HOST/PATH, with ?name=NAME behind it or without: {problem}"
+    )]
     Syntax {
         /// What was given.
         given: String,
@@ -137,6 +139,12 @@ pub enum ShareError {
         device: DeviceKey,
         /// The identity that was said.
         named: String,
+    },
+    /// It cannot be advertised like this.
+    #[error("a share cannot be advertised like this: {problem}")]
+    Advert {
+        /// What is wrong.
+        problem: String,
     },
     /// A domain whose names a guest cannot ask for.
     #[error("`{given}` cannot be a domain for the guest: {problem}")]

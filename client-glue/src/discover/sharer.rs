@@ -27,8 +27,9 @@ use super::{
 };
 use crate::{Handle, Host, Offer, Reach, Share, ShareId, handle::Command};
 
-/// Most services that are offered because they were found. A tunnel bears more, so that what the user shares by hand has room.
-pub const MAX_DISCOVERED: usize = 512;
+/// Most services that are offered because they were found. A tunnel bears 1024 of all kinds, so that what the user shares by hand and
+/// what is asked for by name have room.
+pub const MAX_DISCOVERED: usize = 384;
 
 /// Most devices that are known at a time.
 const MAX_DEVICES: usize = 1024;

@@ -230,7 +230,7 @@ fn a_flood_is_bounded_and_room_is_used_when_it_comes() {
     }
     assert_eq!(rig.sharer.of_share.len(), MAX_DISCOVERED);
     assert_eq!(rig.sharer.devices.len(), MAX_DEVICES);
-    assert_eq!(rig.why(&format!("uuid:{MAX_DISCOVERED}"), 631), "512 services are shared already");
+    assert_eq!(rig.why(&format!("uuid:{MAX_DISCOVERED}"), 631), "384 services are shared already");
     let (notices, told) = rig.update(Update::Lost(nth(0).identity));
     assert_eq!((notices.len(), told.len()), (2, 2), "{notices:?} {told:?}");
     assert!(told[0].starts_with("withdraw") && told[1].starts_with("add"));
