@@ -85,7 +85,8 @@ pub(crate) fn interfaces(filter: &InterfaceFilter) -> Result<Vec<Interface>, Int
 }
 
 impl InterfaceFilter {
-    fn takes(&self, interface: &if_addrs::Interface) -> bool {
+    /// Whether to look on this interface.
+    pub(super) fn takes(&self, interface: &if_addrs::Interface) -> bool {
         let named = |names: &[String]| names.contains(&interface.name);
         if interface.is_loopback() || !interface.is_oper_up() || named(&self.except) {
             return false;

@@ -4,7 +4,7 @@
 //! of its 2^32 values stands for some 65 000 addresses). A new router makes it another network; identities that are good everywhere, such as a
 //! UUID, do not contain it, so that only what has no better identity moves then.
 
-use std::{fmt, net::Ipv4Addr};
+use std::{fmt, fs::File, io::Read, net::Ipv4Addr};
 
 use openssl::sha::sha256;
 
@@ -14,7 +14,11 @@ use super::text::Mac;
 pub const MAX_NETWORK_ID: usize = 32;
 
 /// Most bytes of the kernel's tables that are looked at.
-const MAX_TABLE: usize = 256 * 1024;
+const MAX_TABLE: u64 = 256 * 1024;
+
+/// The kernel's tables of routes and of neighbours; Linux has them.
+const ROUTE: &str = "/proc/net/route";
+const ARP: &str = "/proc/net/arp";
 
 /// Which network this is: 1 to [`MAX_NETWORK_ID`] ASCII letters, digits, hyphens, underscores and dots.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,14 +46,7 @@ impl NetworkId {
 
     /// The network of this machine. `None`: it has no router, or does not say.
     pub fn of_this_machine() -> Option<NetworkId> {
-        let read = |path: &str| {
-            use std::io::Read;
-            let mut table = String::new();
-            let limit = u64::try_from(MAX_TABLE).unwrap_or(u64::MAX);
-            std::fs::File::open(path).ok()?.take(limit).read_to_string(&mut table).ok()?;
-            Some(table)
-        };
-        NetworkId::of_tables(&read("/proc/net/route")?, &read("/proc/net/arp")?)
+        NetworkId::of_tables(&read(ROUTE)?, &read(ARP)?)
     }
 
     /// As text.
@@ -62,6 +59,17 @@ impl fmt::Display for NetworkId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// Where this machine's packets for the world go.
+pub(super) fn default_gateway_of_this_machine() -> Option<Ipv4Addr> {
+    default_gateway(&read(ROUTE)?).map(|(_, gateway)| gateway)
+}
+
+fn read(path: &str) -> Option<String> {
+    let mut table = String::new();
+    File::open(path).ok()?.take(MAX_TABLE).read_to_string(&mut table).ok()?;
+    Some(table)
 }
 
 /// The gateway of the default route with the least metric, and its interface. A route of a VPN has no gateway here, and is passed over.

@@ -4,7 +4,7 @@
 //! sees, and goes on until it is dropped or cannot go on. Then it is started again, after a while, and what it saw before stays known for
 //! that while. So a source need not mend a broken socket: it says what broke, and ends.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use thiserror::Error;
 use tokio::sync::{broadcast, mpsc};
@@ -65,8 +65,14 @@ pub(crate) struct Outlet {
 pub(crate) enum SourceEvent {
     /// Of a device.
     Sighting(SightingEvent),
-    /// It has begun to look, or has looked once round.
-    Looked { source: Source, round: bool },
+    /// It is being started, `again` if not for the first time.
+    Started { source: Source, again: bool },
+    /// It looks round for the first time.
+    Looking { source: Source },
+    /// It has looked round.
+    LookedRound { source: Source },
+    /// It ended.
+    Failed { source: Source, why: String, again_in: Duration },
 }
 
 impl Outlet {
@@ -96,12 +102,12 @@ impl Outlet {
 
     /// It is looking: sockets are there, first questions are out.
     pub(crate) async fn looking(&self) {
-        self.send(SourceEvent::Looked { source: self.source, round: false }).await;
+        self.send(SourceEvent::Looking { source: self.source }).await;
     }
 
     /// It has looked once round: whoever answers in ordinary time has answered.
     pub(crate) async fn looked_round(&self) {
-        self.send(SourceEvent::Looked { source: self.source, round: true }).await;
+        self.send(SourceEvent::LookedRound { source: self.source }).await;
     }
 
     /// What it is asked. Never ends by itself.

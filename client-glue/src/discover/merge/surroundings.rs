@@ -54,7 +54,8 @@ impl Surroundings {
 fn is_private(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
-            address.is_private() || Ipv4Addr::from(address.to_bits() & 0xffc0_0000) == Ipv4Addr::new(100, 64, 0, 0)
+            address.is_private()
+                || Ipv4Addr::from(address.to_bits() & 0xffc0_0000) == Ipv4Addr::new(100, 64, 0, 0)
         }
         IpAddr::V6(address) => {
             let [first, ..] = Ipv6Addr::octets(&address);
@@ -84,18 +85,12 @@ mod tests {
     #[test]
     fn near_ones_first_and_four_before_six() {
         let given = ["2001:db8::9", "fd00::9", "10.0.0.9", "192.168.1.9", "192.168.1.9"];
-        assert_eq!(
-            allowed(Source::DnsSd, &given),
-            ["192.168.1.9", "2001:db8::9", "10.0.0.9", "fd00::9"]
-        );
+        assert_eq!(allowed(Source::DnsSd, &given), ["192.168.1.9", "2001:db8::9", "10.0.0.9", "fd00::9"]);
     }
 
     #[test]
     fn no_device_stands_for_a_host_of_the_internet() {
-        assert_eq!(
-            allowed(Source::DnsSd, &["8.8.8.8", "2001:db8:1::1", "203.0.113.20"]),
-            [] as [&str; 0]
-        );
+        assert_eq!(allowed(Source::DnsSd, &["8.8.8.8", "2001:db8:1::1", "203.0.113.20"]), [] as [&str; 0]);
         assert_eq!(allowed(Source::DnsSd, &["203.0.113.3"]), ["203.0.113.3"]);
         assert_eq!(allowed(Source::UnicastDnsSd, &["8.8.8.8"]), ["8.8.8.8"]);
     }
