@@ -25,6 +25,60 @@ const MAX_FILE: u64 = 1 << 20;
 /// Most ports of one domain: each is a service for every name that the guest asks for.
 const MAX_PORTS: usize = 32;
 
+/// What else stands in people's networks, for whoever wants to see all there is: `spice-tunnel discover`, and rules that name no type.
+const COMMON: [&str; 10] = [
+    "_http._tcp",
+    "_https._tcp",
+    "_smb._tcp",
+    "_ftp._tcp",
+    "_ssh._tcp",
+    "_sftp-ssh._tcp",
+    "_nfs._tcp",
+    "_afpovertcp._tcp",
+    "_webdav._tcp",
+    "_webdavs._tcp",
+];
+
+/// Of the configuration, for the long help of the commands that take one.
+pub const HELP: &str = "\
+The file of --config, all of it optional:
+
+  network = \"home\"                   # which network this is, where its router does not say
+
+  [[share]]                          # as --share
+  name = \"NAS\"
+  target = \"tcp://nas.lan:445\"
+
+  [discover]
+  enabled = true
+  interfaces = [\"eth0\"]             # just these; or except-interfaces = [...]
+  dns-sd = true                      # or { types = [\"_http._tcp\"] } to look for more
+  unicast-dns-sd = [\"example.org\"]  # or { domains = [...], search-domains = true, types = [...] }
+  snmp = true                        # or { communities = [\"public\"], versions = [\"1\", \"2c\"] }
+  ssdp = true
+  ws-discovery = true
+  local = true                       # or { cups = \"127.0.0.1:631\", usb = true }
+  share-classes = [\"printer\"]       # and \"scanner\": no other can be shared without being named
+
+  [[deny]]                           # any of type, name, identity, address, port; all given must hold
+  address = \"192.168.9.0/24\"        # deny goes before everything
+
+  [[allow]]                          # the same, with a name or an identity
+  name = \"*nas*\"                    # * is anything, ? one character, case does not matter
+  type = [\"_smb._tcp\"]
+  port = [445, \"8000-8100\"]
+
+  [[rename]]                         # identity or name
+  name = \"Brother HL-L2350DW [30055c]\"
+  to = \"By the window\"
+
+  [[domain]]                         # the guest may ask for its names
+  name = \"home.arpa\"
+  ports = [80, 443, 445, 631, 9100]  # default: 22, 80, 443, 445, 515, 631, 8080, 9100
+
+To find is not to share. Printers and scanners are shared as a class where share-classes or --discover says so, the rest by
+name only, and so is whatever is on this machine. `spice-tunnel discover` shows what is there and what would be shared.";
+
 /// A configuration that makes sense.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Config {
@@ -109,16 +163,20 @@ impl Config {
         let shares: Vec<Offer> = file.share.into_iter().map(share).collect::<Result<_, _>>()?;
         let mut classes = Vec::new();
         let mut browsed = Vec::new();
-        let discover = match file.discover {
+        let mut discover = match file.discover {
             Some(table) if table.enabled => {
-                classes = plain(table.share_classes.clone());
-                let config = discover(table, network.clone());
-                browsed = config.unicast_dns_sd.as_ref().map_or(Vec::new(), |unicast| unicast.domains.clone());
+                let (config, shared) = discover(table, network.clone());
+                classes = shared;
+                browsed =
+                    config.unicast_dns_sd.as_ref().map_or(Vec::new(), |unicast| unicast.domains.clone());
                 Some(config)
             }
             Some(_) | None => None,
         };
-        let allow = file.allow.into_iter().map(allow).collect::<Result<_, _>>()?;
+        let allow: Vec<Rule> = file.allow.into_iter().map(allow).collect::<Result<_, _>>()?;
+        if let Some(dns_sd) = discover.as_mut().and_then(|config| config.dns_sd.as_mut()) {
+            look_for(&allow, &mut dns_sd.types);
+        }
         let deny = file.deny.into_iter().map(deny).collect::<Result<_, _>>()?;
         let renames = file.rename.into_iter().map(rename).collect::<Result<_, _>>()?;
         let domains = domains(file.domain)?;
@@ -126,6 +184,23 @@ impl Config {
             Policy { classes: classes.into_iter().collect(), allow, deny, renames, domains: browsed };
         Ok(Config { shares, discover, policy, domains, network })
     }
+}
+
+/// Adds the types without which what is allowed would not be found.
+fn look_for(allow: &[Rule], types: &mut Vec<ServiceType>) {
+    for rule in allow {
+        let wanted = if rule.types.is_empty() { common_types() } else { rule.types.clone() };
+        for kind in wanted {
+            if !types.contains(&kind) {
+                types.push(kind);
+            }
+        }
+    }
+}
+
+/// What else than printers and scanners stands in people's networks.
+pub(crate) fn common_types() -> Vec<ServiceType> {
+    COMMON.iter().filter_map(|kind| ServiceType::new(kind).ok()).collect()
 }
 
 fn plain<T>(list: Vec<Of<T>>) -> Vec<T> {
@@ -147,7 +222,7 @@ fn share(entry: Spanned<file::Share>) -> Result<Offer, Wrong> {
     url.as_str().parse().map_err(|error: client_glue::ShareError| wrong(error.to_string()))
 }
 
-fn discover(table: file::Discover, network: Option<NetworkId>) -> DiscoverConfig {
+fn discover(table: file::Discover, network: Option<NetworkId>) -> (DiscoverConfig, Vec<ServiceClass>) {
     let default = DiscoverConfig::default();
     let dns_sd = match table.dns_sd {
         None => default.dns_sd.clone(),
@@ -174,7 +249,8 @@ fn discover(table: file::Discover, network: Option<NetworkId>) -> DiscoverConfig
         }
     };
     let interfaces = InterfaceFilter { only: table.interfaces, except: table.except_interfaces };
-    DiscoverConfig { dns_sd, unicast_dns_sd, local, interfaces, network, ..default }
+    let config = DiscoverConfig { dns_sd, unicast_dns_sd, local, interfaces, network };
+    (config, plain(table.share_classes))
 }
 
 fn allow(entry: Spanned<file::Rule>) -> Result<Rule, Wrong> {
@@ -192,7 +268,8 @@ fn deny(entry: Spanned<file::Rule>) -> Result<Rule, Wrong> {
     let at = entry.span().start;
     let rule = rule(entry.into_inner());
     if rule == Rule::default() {
-        let problem = "[[deny]] without a condition denies everything: expected type, name, identity, address or port";
+        let problem =
+            "[[deny]] without a condition denies everything: expected type, name, identity, address or port";
         return Err(Wrong { at, problem: problem.to_owned() });
     }
     Ok(rule)
@@ -214,7 +291,10 @@ fn rename(entry: Spanned<file::Rename>) -> Result<Rename, Wrong> {
         (Some(Of(identity)), None) => RenameOf::Identity(identity),
         (None, Some(name)) if Label::new(&name).is_ok() => RenameOf::Name(name),
         (None, Some(name)) => {
-            return Err(Wrong { at, problem: format!("{name:?} is no device's name: expected 1 to 63 bytes of text") });
+            return Err(Wrong {
+                at,
+                problem: format!("{name:?} is no device's name: expected 1 to 63 bytes of text"),
+            });
         }
         (None, None) | (Some(_), Some(_)) => {
             let problem = "[[rename]] needs an identity or a name, one of them, and what it is called `to`";

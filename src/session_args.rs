@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
-use client_glue::server::{Credentials, HttpProxy, Place, SpiceServer, default_roots};
-use client_glue::discover::{DiscoverConfig, NetworkId, ServiceClass};
 use client_glue::discover::policy::Policy;
+use client_glue::discover::{DiscoverConfig, NetworkId, ServiceClass};
 use client_glue::domains::Domain;
+use client_glue::server::{Credentials, HttpProxy, Place, SpiceServer, default_roots};
 use client_glue::{Offer, ShareError};
 use spice_proto::ticket::{Password, PasswordError};
 use spice_proto::tls::{Connector, Roots, Subject, TlsError};
@@ -345,7 +345,8 @@ pub(crate) fn discovering(
         (None, None) => return None,
         (Some(classes), config) => {
             policy.classes = classes.iter().copied().collect();
-            config.unwrap_or_else(|| DiscoverConfig { network: network.cloned(), ..DiscoverConfig::default() })
+            config
+                .unwrap_or_else(|| DiscoverConfig { network: network.cloned(), ..DiscoverConfig::default() })
         }
         (None, Some(config)) => config,
     };

@@ -223,7 +223,8 @@ impl Text for Pattern {
     const FORM: &'static str = "a name, in which * stands for anything";
 
     fn read(text: &str) -> Result<Pattern, String> {
-        Pattern::new(text).ok_or_else(|| format!("{text:?} names nobody: expected a name, of which * may be a part"))
+        Pattern::new(text)
+            .ok_or_else(|| format!("{text:?} names nobody: expected a name, of which * may be a part"))
     }
 }
 
@@ -247,7 +248,8 @@ impl Text for SocketAddr {
     const FORM: &'static str = "an address with a port, as in \"127.0.0.1:631\"";
 
     fn read(text: &str) -> Result<SocketAddr, String> {
-        text.parse().map_err(|_| format!("{text:?} is no address with a port: expected one as in 127.0.0.1:631"))
+        text.parse()
+            .map_err(|_| format!("{text:?} is no address with a port: expected one as in 127.0.0.1:631"))
     }
 }
 
