@@ -9,7 +9,8 @@ use spice_proto::frame::{Frame, sub_messages};
 use spice_proto::link::{LinkError, LinkMess, LinkReply, MECHANISM_SASL, MECHANISM_TICKET};
 use spice_proto::main_channel::{MainClientMessage, MainServerMessage, MigrateTarget, MouseModes};
 use spice_proto::names::{self, Sender};
-use spice_proto::tunnel::{ClientMessage, IpInfo, ServerMessage, ServiceKind};
+use spice_proto::service_info::{Advert, ServiceInfo};
+use spice_proto::tunnel::{ClientMessage, IpInfo, NameAnswer, ServerMessage, ServiceKind};
 
 use crate::capture::dissect::{Body, Channel, End, Head, Hole, Item, Message, What};
 use crate::capture::reassembly::HoleCause;
@@ -217,6 +218,7 @@ impl Display for TunnelServer<'_> {
             | ServerMessage::SocketClose { socket }
             | ServerMessage::SocketClosedAck { socket } => write!(f, "socket {}", socket.0),
             ServerMessage::ProbeAck { id } => write!(f, "id {id}"),
+            ServerMessage::NameQuery { query, name } => write!(f, "query {}  {name}", query.0),
         }
     }
 }
@@ -240,6 +242,18 @@ impl Display for TunnelClient<'_> {
             }
             ClientMessage::ServiceRemove { service } => write!(f, "service {}", service.0),
             ClientMessage::Probe { id } => write!(f, "id {id}"),
+            ClientMessage::ServiceInfo { service, info } => {
+                write!(f, "service {}", service.0)?;
+                Info(&info.info()).fmt(f)
+            }
+            ClientMessage::NameAnswer { query, answer } => {
+                write!(f, "query {}  {}", query.0, name_status(*answer).replace('_', " "))?;
+                match answer {
+                    NameAnswer::Found { group, ttl } => write!(f, "  group {}  for {ttl} s", group.0),
+                    NameAnswer::NoSuchName | NameAnswer::Failed | NameAnswer::Refused => Ok(()),
+                }
+            }
+            ClientMessage::DomainAdd { name } | ClientMessage::DomainRemove { name } => f.write_str(name),
             ClientMessage::SocketData { socket, payload } => {
                 write!(f, "socket {}  {} bytes", socket.0, payload.len())
             }
@@ -253,6 +267,38 @@ impl Display for TunnelClient<'_> {
             | ClientMessage::SocketClosedAck { socket }
             | ClientMessage::SocketReset { socket } => write!(f, "socket {}", socket.0),
         }
+    }
+}
+
+/// A word for what an answer to a question for a name is.
+pub fn name_status(answer: NameAnswer) -> &'static str {
+    match answer {
+        NameAnswer::Found { .. } => "found",
+        NameAnswer::NoSuchName => "no_such_name",
+        NameAnswer::Failed => "failed",
+        NameAnswer::Refused => "refused",
+    }
+}
+
+/// What a service says of itself; of its TXT records only how long they are.
+struct Info<'a>(&'a ServiceInfo);
+
+impl Display for Info<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if let Some(identity) = self.0.identity() {
+            write!(f, "  {}", Escaped(identity.as_str().as_bytes()))?;
+        }
+        if let Some(host) = self.0.host() {
+            write!(f, "  {}", host.as_str())?;
+        }
+        for Advert { kind, instance, subtypes, txt } in self.0.adverts() {
+            write!(f, "  {} \"{}\"", kind.as_str(), Escaped(instance.as_str().as_bytes()))?;
+            for subtype in subtypes {
+                write!(f, ",{}", Escaped(subtype.as_str().as_bytes()))?;
+            }
+            write!(f, " txt {} bytes", txt.encoded_len())?;
+        }
+        Ok(())
     }
 }
 

@@ -7,16 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use spice_proto::service_info::{HostName, ServiceInfo};
-use spice_proto::tunnel::GroupId;
+use spice_proto::tunnel::{GroupId, MAX_DOMAINS};
 
 use crate::offer::{self, DeviceKey, Offer};
 use crate::share::{MAX_TEXT, Share, ShareError, ShareId};
 
 /// Most devices without a share that are remembered by an identity.
 const MAX_ABSENT: usize = 1024;
-
-/// Most domains of one tunnel.
-pub const MAX_DOMAINS: usize = 32;
 
 /// An offer with its place in the book.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,7 +137,7 @@ impl ShareBook {
             return Ok(false);
         }
         if self.domains.len() >= MAX_DOMAINS {
-            let problem = "there are 32 domains already";
+            let problem = format!("there are {MAX_DOMAINS} domains already");
             return Err(ShareError::Domain { given: domain.as_str().to_owned(), problem });
         }
         Ok(self.domains.insert(domain.clone()))
@@ -210,26 +207,12 @@ impl ShareBook {
     }
 }
 
-/// A domain whose names a guest may ask for: of at least two labels, and none that never leads to a user's network.
+/// A domain whose names a guest may ask for; in lower case, so that it is there once.
 pub(crate) fn check_domain(domain: &HostName) -> Result<(), ShareError> {
     let wrong = |problem| ShareError::Domain { given: domain.as_str().to_owned(), problem };
-    if domain.labels().count() < 2 {
-        return Err(wrong(
-            "it is the whole of a top level: give one of two labels at least, as in home.arpa",
-        ));
-    }
+    domain.check_domain().map_err(|error| wrong(error.to_string()))?;
     if domain.as_str() != domain.as_str().to_ascii_lowercase() {
-        return Err(wrong("write it in lower case"));
-    }
-    let last = domain.labels().last().unwrap_or_default();
-    if ["local", "localhost", "invalid", "onion"].contains(&last) {
-        return Err(wrong("it is no domain of DNS"));
-    }
-    let under = |parent: &str| {
-        domain.as_str().strip_suffix(parent).is_some_and(|own| own.is_empty() || own.ends_with('.'))
-    };
-    if under("in-addr.arpa") || under("ip6.arpa") {
-        return Err(wrong("it holds addresses, not names"));
+        return Err(wrong("write it in lower case".to_owned()));
     }
     Ok(())
 }

@@ -7,12 +7,13 @@ use std::{
 };
 
 use spice_proto::service_info::{HostName, ServiceInfo};
+use spice_proto::tunnel::NameAnswer;
 use tokio::sync::mpsc;
 
 use crate::{
     book::{Entry, ShareBook},
     offer::{DeviceKey, Offer},
-    question::{self, Answer, Asker, NameQuery, Questions, Reply},
+    question::{self, Answer, Asker, NameQuery, Questions},
     share::{Share, ShareError, ShareId},
 };
 
@@ -69,7 +70,7 @@ pub(crate) enum Command {
     Remove(ShareId),
     AddDomain(HostName),
     RemoveDomain(HostName),
-    Answer(NameQuery, Reply),
+    Answer(NameQuery, NameAnswer),
     Probe,
     Shutdown,
 }
@@ -186,12 +187,15 @@ impl Handle {
         let book = self.book();
         let reply = match answer {
             Answer::Found { device, ttl } => match book.group(&device) {
-                Some(group) => Reply::Found { group, ttl },
-                None => Reply::Failed,
+                Some(group) => {
+                    let ttl = u32::try_from(ttl.as_secs()).unwrap_or(NameAnswer::MAX_TTL);
+                    NameAnswer::Found { group, ttl }
+                }
+                None => NameAnswer::Failed,
             },
-            Answer::NoSuchName => Reply::NoSuchName,
-            Answer::Failed => Reply::Failed,
-            Answer::Refused => Reply::Refused,
+            Answer::NoSuchName => NameAnswer::NoSuchName,
+            Answer::Failed => NameAnswer::Failed,
+            Answer::Refused => NameAnswer::Refused,
         };
         let _ = self.commands.send(Command::Answer(query, reply));
     }

@@ -45,7 +45,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tunnel_channel::{Channel, Role};
 
 pub use crate::{
-    book::MAX_DOMAINS,
     companion::{CompanionConfig, CompanionError, companion},
     dial::Refusal,
     error::Error,
@@ -62,6 +61,7 @@ pub use spice_proto::{
     service_info,
     ticket::{Password, PasswordError},
     tls::{Roots, Subject, Trust},
+    tunnel::MAX_DOMAINS,
 };
 pub use tunnel_channel::Config as ChannelConfig;
 

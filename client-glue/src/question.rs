@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use spice_proto::{service_info::HostName, tunnel::GroupId};
+use spice_proto::{service_info::HostName, tunnel::QueryId};
 use tokio::sync::mpsc;
 
 use crate::offer::DeviceKey;
@@ -57,7 +57,7 @@ pub struct NameQuery {
     /// Which of a companion's tunnels: the numbers begin anew with each.
     pub(crate) tunnel: u64,
     /// As the server counts.
-    pub(crate) query: u32,
+    pub(crate) query: QueryId,
 }
 
 /// What is said to it.
@@ -75,14 +75,5 @@ pub enum Answer {
     /// It could not be found out.
     Failed,
     /// The guest may not ask for it.
-    Refused,
-}
-
-/// An [`Answer`], with the group that the server knows the device by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reply {
-    Found { group: GroupId, ttl: Duration },
-    NoSuchName,
-    Failed,
     Refused,
 }

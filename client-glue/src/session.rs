@@ -297,9 +297,15 @@ impl Core {
             ChannelEvent::Reset { socket, cause } => self.on_reset(socket, cause),
             ChannelEvent::Migrate => return Some(Ended::Migrated),
             ChannelEvent::Disconnecting { reason } => debug!(reason, "the server is about to leave"),
-            ChannelEvent::ServiceAdded(_)
+            // No domain is ever added here, so the channel refuses every name on its own.
+            ChannelEvent::NameAsked { query, name } => self.on_name_asked(query, name),
+            ChannelEvent::ServiceDescribed { .. }
+            | ChannelEvent::ServiceAdded(_)
             | ChannelEvent::ServiceRejected { .. }
             | ChannelEvent::ServiceRemoved { .. }
+            | ChannelEvent::NameAnswered { .. }
+            | ChannelEvent::DomainAdded { .. }
+            | ChannelEvent::DomainRemoved { .. }
             | ChannelEvent::Accepted { .. }
             | ChannelEvent::Refused { .. } => debug!(?event, "a client's channel has no such event"),
         }

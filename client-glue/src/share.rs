@@ -152,7 +152,7 @@ pub enum ShareError {
         /// The domain.
         given: String,
         /// What is wrong with it.
-        problem: &'static str,
+        problem: String,
     },
     /// More shares than one tunnel bears.
     #[error("this tunnel has its {limit} shares already")]

@@ -184,8 +184,17 @@ impl Bridge {
             Event::ServiceRejected { service, fault } => {
                 warn!(service = service.0, %fault, "the client announced a service that cannot be");
             }
+            Event::ServiceDescribed { service, info } => {
+                debug!(service = service.0, info = ?info.info(), "what a service says of itself");
+            }
+            Event::NameAnswered { query, answer } => {
+                debug!(query = query.0, ?answer, "nobody asked for the name")
+            }
+            Event::DomainAdded { name } => debug!(name, "names of a domain may be asked for"),
+            Event::DomainRemoved { name } => debug!(name, "names of a domain may not be asked for any more"),
             Event::Disconnecting { reason } => info!(reason, "the client is leaving"),
             Event::Ready { .. }
+            | Event::NameAsked { .. }
             | Event::ServiceMapped { .. }
             | Event::Open { .. }
             | Event::PeerClosed { .. }

@@ -478,6 +478,11 @@ bitflags! {
         const SERVICE_REMOVE = 1 << 2;
         /// The client may send PROBE (111), which the server answers by PROBE_ACK (109) at once.
         const PROBE = 1 << 3;
+        /// The client may send SERVICE_INFO (112).
+        const SERVICE_INFO = 1 << 4;
+        /// The client may send DOMAIN_ADD (114) and DOMAIN_REMOVE (115), and the server NAME_QUERY (110), which the client answers
+        /// by NAME_ANSWER (113). Without effect unless [`Self::SERVICE_INFO`] is in force too.
+        const NAMES = 1 << 5;
         /// Bits of a later version are kept, not lost.
         const _ = !0;
     }
@@ -485,7 +490,12 @@ bitflags! {
 
 impl TunnelCaps {
     /// All that this code implements.
-    pub const OURS: Self = Self::EXTENDED.union(Self::RESET).union(Self::SERVICE_REMOVE).union(Self::PROBE);
+    pub const OURS: Self = Self::EXTENDED
+        .union(Self::RESET)
+        .union(Self::SERVICE_REMOVE)
+        .union(Self::PROBE)
+        .union(Self::SERVICE_INFO)
+        .union(Self::NAMES);
 
     /// From the first channel word; a missing word reads as zero.
     pub fn from_words(words: &[u32]) -> Self {

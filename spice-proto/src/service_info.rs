@@ -252,6 +252,30 @@ impl HostName {
         let mut labels = self.0.rsplit('.');
         labels.next().is_some_and(|last| last.eq_ignore_ascii_case("local")) && labels.next().is_some()
     }
+
+    /// Whether it may be a domain whose names somebody on another network may ask for: at least two labels, none of the
+    /// domains that mean another thing on every host or are no names at all (RFC 6761 and its registry), and no address.
+    ///
+    /// # Errors
+    /// It may not.
+    pub fn check_domain(&self) -> Result<(), InfoError> {
+        let wrong = |form| Err(InfoError { what: "the domain", problem: InfoProblem::Form(form) });
+        let Some((_, last)) = self.0.rsplit_once('.') else {
+            return wrong("domain.top, at least two labels");
+        };
+        if last.bytes().all(|byte| byte.is_ascii_digit()) {
+            return wrong("domain.top, a name and no address");
+        }
+        if SPECIAL.iter().any(|special| within_domain(&self.0, special)) {
+            return wrong("domain.top, none that every host has for itself");
+        }
+        Ok(())
+    }
+
+    /// Whether it is `domain` or a name under it. Case does not matter.
+    pub fn is_within(&self, domain: &HostName) -> bool {
+        within_domain(&self.0, &domain.0)
+    }
 }
 
 impl ServiceType {
@@ -370,6 +394,26 @@ pub fn is_clean(c: char) -> bool {
         && !matches!(c,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
             | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff0}'..='\u{ffff}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// Domains that have no server, or one on each host. `home.arpa` and `internal` are what private networks are called.
+const SPECIAL: [&str; 9] = [
+    "local",
+    "localhost",
+    "invalid",
+    "onion",
+    "alt",
+    "in-addr.arpa",
+    "ip6.arpa",
+    "ipv4only.arpa",
+    "resolver.arpa",
+];
+
+fn within_domain(name: &str, domain: &str) -> bool {
+    let before = name.len().checked_sub(domain.len());
+    before.and_then(|at| name.as_bytes().split_at_checked(at)).is_some_and(|(before, tail)| {
+        tail.eq_ignore_ascii_case(domain.as_bytes()) && (before.is_empty() || before.ends_with(b"."))
+    })
 }
 
 fn clean(what: &'static str, text: &str, limit: usize) -> Result<String, InfoError> {

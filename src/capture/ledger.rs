@@ -22,6 +22,7 @@
 mod budget;
 mod connection;
 mod free;
+mod questions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -36,6 +37,7 @@ use budget::{MAX_CONNECTIONS, MAX_SERVICES};
 pub use connection::{Answer, Connection, Direction, Ending};
 use connection::{Begin, Step};
 use free::Free;
+use questions::Questions;
 
 use super::dissect::{Body, End, Item, Message, What};
 
@@ -59,6 +61,7 @@ pub struct Ledger {
     /// Those that are over, until they are taken.
     over: Vec<Connection>,
     free: Free,
+    questions: Questions,
     /// The tunnel began in an earlier file of a recording. Its directions changed files at different moments, so what is
     /// taken for one connection without a SOCKET_OPEN may be the end of one use of its id and the beginning of the next.
     split: bool,
@@ -89,7 +92,8 @@ impl<'a> Said<'a> {
             Said::Server(message) => match message {
                 ServerMessage::Init { .. }
                 | ServerMessage::ServiceIpMap { .. }
-                | ServerMessage::ProbeAck { .. } => None,
+                | ServerMessage::ProbeAck { .. }
+                | ServerMessage::NameQuery { .. } => None,
                 ServerMessage::SocketOpen { socket, .. }
                 | ServerMessage::SocketFin { socket }
                 | ServerMessage::SocketClose { socket }
@@ -100,7 +104,11 @@ impl<'a> Said<'a> {
             Said::Client(message) => match message {
                 ClientMessage::ServiceAdd(_)
                 | ClientMessage::ServiceRemove { .. }
-                | ClientMessage::Probe { .. } => None,
+                | ClientMessage::Probe { .. }
+                | ClientMessage::ServiceInfo { .. }
+                | ClientMessage::NameAnswer { .. }
+                | ClientMessage::DomainAdd { .. }
+                | ClientMessage::DomainRemove { .. } => None,
                 ClientMessage::SocketOpenAck { socket, .. }
                 | ClientMessage::SocketOpenNack { socket }
                 | ClientMessage::SocketFin { socket }
@@ -178,6 +186,7 @@ impl Ledger {
             sound: BTreeSet::new(),
             over: Vec::new(),
             free: Free::new(from_start),
+            questions: Questions::new(from_start),
             split: false,
         }
     }
@@ -239,7 +248,11 @@ impl Ledger {
         match *message {
             ClientMessage::ServiceAdd(ref add) => self.note_service(time, add),
             ClientMessage::ServiceRemove { service } => self.note_removal(time, service),
-            ClientMessage::Probe { .. } => Noted::default(),
+            ClientMessage::NameAnswer { query, .. } => self.questions.answer(query),
+            ClientMessage::Probe { .. }
+            | ClientMessage::ServiceInfo { .. }
+            | ClientMessage::DomainAdd { .. }
+            | ClientMessage::DomainRemove { .. } => Noted::default(),
             ClientMessage::SocketOpenAck { socket, tokens } => {
                 self.renew(time, socket);
                 self.note(said, socket, |connection| connection.accepted(time, tokens))
@@ -293,6 +306,7 @@ impl Ledger {
             }
         }
         self.free.forget();
+        self.questions.lose_count();
     }
 
     /// Notes that the tunnel, or the capture, is over: so is everything that lives.
@@ -353,6 +367,7 @@ impl Ledger {
         match *message {
             ServerMessage::Init { max_sockets, max_data } => self.note_init(max_sockets, max_data),
             ServerMessage::ProbeAck { .. } => Noted::default(),
+            ServerMessage::NameQuery { query, .. } => self.questions.ask(query),
             ServerMessage::ServiceIpMap { service, address } => self.note_address(time, service, address),
             ServerMessage::SocketOpen { socket, service, tokens } => {
                 self.note_open(time, socket, service, tokens)

@@ -67,7 +67,7 @@ fn names(channel_type: ChannelType) -> &'static [&'static str] {
         ChannelType::INPUTS => &["key_scancode"],
         ChannelType::PLAYBACK => &["celt_0_5_1", "volume", "latency", "opus"],
         ChannelType::RECORD => &["celt_0_5_1", "volume", "opus"],
-        ChannelType::TUNNEL => &["extended", "reset", "service_remove"],
+        ChannelType::TUNNEL => &["extended", "reset", "service_remove", "probe", "service_info", "names"],
         ChannelType::USBREDIR | ChannelType::PORT | ChannelType::WEBDAV => &["data_compress_lz4"],
         _ => &[],
     }

@@ -107,7 +107,9 @@ fn subject(item: &Item<'_>) -> (Option<SocketId>, Option<ServiceId>) {
     let What::Message(message) = &item.what else { return (None, None) };
     match &message.body {
         Body::TunnelServer(message) => match *message {
-            ServerMessage::Init { .. } | ServerMessage::ProbeAck { .. } => (None, None),
+            ServerMessage::Init { .. } | ServerMessage::ProbeAck { .. } | ServerMessage::NameQuery { .. } => {
+                (None, None)
+            }
             ServerMessage::ServiceIpMap { service, .. } => (None, Some(service)),
             ServerMessage::SocketOpen { socket, service, .. } => (Some(socket), Some(service)),
             ServerMessage::SocketFin { socket }
@@ -118,8 +120,13 @@ fn subject(item: &Item<'_>) -> (Option<SocketId>, Option<ServiceId>) {
         },
         Body::TunnelClient(message) => match *message {
             ClientMessage::ServiceAdd(ref add) => (None, Some(add.service)),
-            ClientMessage::ServiceRemove { service } => (None, Some(service)),
-            ClientMessage::Probe { .. } => (None, None),
+            ClientMessage::ServiceRemove { service } | ClientMessage::ServiceInfo { service, .. } => {
+                (None, Some(service))
+            }
+            ClientMessage::Probe { .. }
+            | ClientMessage::NameAnswer { .. }
+            | ClientMessage::DomainAdd { .. }
+            | ClientMessage::DomainRemove { .. } => (None, None),
             ClientMessage::SocketOpenAck { socket, .. }
             | ClientMessage::SocketOpenNack { socket }
             | ClientMessage::SocketFin { socket }

@@ -10,7 +10,8 @@ use spice_proto::main_channel::{
     ChannelEntry, MainClientMessage, MainServerMessage, MigrateTarget, MouseModes,
 };
 use spice_proto::names::{self, Sender};
-use spice_proto::tunnel::{ClientMessage, IpInfo, ServerMessage, ServiceAdd, ServiceKind};
+use spice_proto::service_info::{Advert, HostName, Identity, Label, Txt};
+use spice_proto::tunnel::{ClientMessage, IpInfo, NameAnswer, ServerMessage, ServiceAdd, ServiceKind};
 
 use crate::capture::dissect::{Body, Head, Hole, Item, Message, What};
 use crate::capture::ledger::Noted;
@@ -187,6 +188,10 @@ impl<M: SerializeMap> Put<'_, M> {
             | ServerMessage::SocketClose { socket }
             | ServerMessage::SocketClosedAck { socket } => self.put("connection_id", &socket.0),
             ServerMessage::ProbeAck { id } => self.put("id", id),
+            ServerMessage::NameQuery { query, name } => {
+                self.put("query", &query.0)?;
+                self.put("name", name)
+            }
         }
     }
 
@@ -195,6 +200,28 @@ impl<M: SerializeMap> Put<'_, M> {
             ClientMessage::ServiceAdd(add) => self.service_add(add),
             ClientMessage::ServiceRemove { service } => self.put("id", &service.0),
             ClientMessage::Probe { id } => self.put("id", id),
+            ClientMessage::ServiceInfo { service, info } => {
+                self.put("service_id", &service.0)?;
+                let info = info.info();
+                self.put("identity", &info.identity().map(Identity::as_str))?;
+                self.put("host", &info.host().map(HostName::as_str))?;
+                self.put("adverts", &Adverts(info.adverts()))
+            }
+            ClientMessage::NameAnswer { query, answer } => {
+                self.put("query", &query.0)?;
+                self.put("status", &answer.status())?;
+                self.put("status_name", describe::name_status(*answer))?;
+                match answer {
+                    NameAnswer::Found { group, ttl } => {
+                        self.put("group", &group.0)?;
+                        self.put("ttl", ttl)
+                    }
+                    NameAnswer::NoSuchName | NameAnswer::Failed | NameAnswer::Refused => Ok(()),
+                }
+            }
+            ClientMessage::DomainAdd { name } | ClientMessage::DomainRemove { name } => {
+                self.put("name", name)
+            }
             ClientMessage::SocketOpenAck { socket, tokens } => {
                 self.put("connection_id", &socket.0)?;
                 self.put("tokens", tokens)
@@ -418,6 +445,40 @@ impl Serialize for Address {
             IpInfo::Invalid => serializer.serialize_none(),
             IpInfo::V4(ip) => serializer.collect_str(&ip),
         }
+    }
+}
+
+/// How a service is advertised.
+struct Adverts<'a>(&'a [Advert]);
+
+impl Serialize for Adverts<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Entry<'a> {
+            #[serde(rename = "type")]
+            kind: &'a str,
+            instance: &'a str,
+            subtypes: Vec<&'a str>,
+            txt: Strings<'a>,
+        }
+        serializer.collect_seq(self.0.iter().map(|advert| Entry {
+            kind: advert.kind.as_str(),
+            instance: advert.instance.as_str(),
+            subtypes: advert.subtypes.iter().map(Label::as_str).collect(),
+            txt: Strings(&advert.txt),
+        }))
+    }
+}
+
+/// The strings of a TXT record.
+struct Strings<'a>(&'a Txt);
+
+impl Serialize for Strings<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.entries().map(|(key, value)| match value {
+            Some(value) => format!("{key}={value}"),
+            None => key.to_owned(),
+        }))
     }
 }
 

@@ -33,6 +33,7 @@
 //! still before the hole was noticed, nor what was held back meanwhile. Connections that begin behind it are.
 
 mod connection;
+mod names;
 mod owner;
 mod peer;
 mod strict;
@@ -47,6 +48,7 @@ use spice_proto::tunnel::{ClientMessage, Layout, ServerMessage, ServiceId, Socke
 use tunnel_channel::{Channel, Config, Role};
 
 use self::connection::{Connection, Phase, Refusal};
+use self::names::Names;
 use self::strict::Strict;
 use super::report::{Compared, Difference, Part, Place, Report, Subject, Verdict};
 use super::story::{Said, Word, compare, own_name, peer_name};
@@ -87,6 +89,7 @@ pub(super) struct Driver {
     ids: BTreeMap<SocketId, SocketId>,
     /// From captured services to today's.
     services: BTreeMap<ServiceId, ServiceId>,
+    names: Names,
     opened: u64,
     waiting: usize,
     /// Why today's channel is over, if it found a fault.
@@ -102,7 +105,7 @@ pub(super) struct Driver {
     findings: Vec<Difference>,
     left_out: u64,
     compared: Compared,
-    /// What today's channel said about services, as number and body, until the owner has looked at it.
+    /// What today's channel said about services and names, as number and body, until the owner has looked at it.
     said: Vec<(u16, Vec<u8>)>,
     buffer: Vec<u8>,
 }
@@ -124,6 +127,7 @@ impl Driver {
             live: BTreeMap::new(),
             ids: BTreeMap::new(),
             services: BTreeMap::new(),
+            names: Names::default(),
             opened: 0,
             waiting: 0,
             ended: None,
@@ -241,6 +245,7 @@ impl Driver {
         }
         self.not_comparable(Subject::Capture, None, why);
         self.drop_all(Some("a hole is in it"));
+        self.names_lost();
     }
 
     /// Nothing more comes. Adds all that was found to the report.

@@ -251,7 +251,13 @@ impl Player {
             }
             Event::Migrate => self.lost("the VM moved to another host"),
             Event::Disconnecting { .. } => self.lost("the server said that it is leaving"),
-            Event::ServiceAdded(_)
+            // No domain is added here, so that the channel refuses every question by itself.
+            Event::NameAsked { .. }
+            | Event::ServiceDescribed { .. }
+            | Event::NameAnswered { .. }
+            | Event::DomainAdded { .. }
+            | Event::DomainRemoved { .. }
+            | Event::ServiceAdded(_)
             | Event::ServiceRejected { .. }
             | Event::ServiceRemoved { .. }
             | Event::Accepted { .. }
@@ -267,6 +273,7 @@ impl Player {
                 port: service.port,
                 name: &service.name,
                 description: &service.description,
+                info: service.info.as_ref(),
             };
             match self.channel.add_service(new) {
                 Ok(id) => {

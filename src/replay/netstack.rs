@@ -73,6 +73,7 @@ mod frame;
 mod guest;
 mod judge;
 mod link;
+mod questions;
 mod socket;
 mod stage;
 mod survey;

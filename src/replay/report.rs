@@ -71,6 +71,8 @@ pub enum Subject {
     Channel,
     /// A service and its address.
     Service,
+    /// A name: a domain, a question, an answer.
+    Name,
     /// Whether a connection is opened, accepted or refused.
     Open,
     /// Payload.
@@ -94,6 +96,7 @@ impl Subject {
             Subject::Message => "message",
             Subject::Channel => "channel",
             Subject::Service => "service",
+            Subject::Name => "name",
             Subject::Open => "open",
             Subject::Bytes => "bytes",
             Subject::HalfClose => "half-close",

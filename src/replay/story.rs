@@ -8,7 +8,9 @@
 
 use std::collections::VecDeque;
 
-use spice_proto::tunnel::{ClientMessage, IpInfo, ServerMessage, ServiceAdd, ServiceId, SocketId};
+use spice_proto::tunnel::{
+    ClientMessage, InfoBody, IpInfo, NameAnswer, QueryId, ServerMessage, ServiceAdd, ServiceId, SocketId,
+};
 use tunnel_channel::Role;
 
 use super::report::Subject;
@@ -20,7 +22,18 @@ pub(super) enum Word<'a> {
     Map { service: ServiceId, address: IpInfo },
     Add(ServiceAdd<'a>),
     Remove(ServiceId),
+    Name(Naming<'a>),
     Socket(SocketId, Said<'a>),
+}
+
+/// What is said about names, and what a service says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Naming<'a> {
+    Describe { service: ServiceId, info: InfoBody<'a> },
+    Ask { query: QueryId, name: &'a str },
+    Answer { query: QueryId, answer: NameAnswer },
+    AddDomain(&'a str),
+    RemoveDomain(&'a str),
 }
 
 /// What is said about a socket.
@@ -48,6 +61,7 @@ impl<'a> Word<'a> {
     pub(super) fn of_server(message: &ServerMessage<'a>) -> Option<Self> {
         Some(match *message {
             ServerMessage::ProbeAck { .. } => return None,
+            ServerMessage::NameQuery { query, name } => Word::Name(Naming::Ask { query, name }),
             ServerMessage::Init { max_sockets, max_data } => Word::Init { max_sockets, max_data },
             ServerMessage::ServiceIpMap { service, address } => Word::Map { service, address },
             ServerMessage::SocketOpen { socket, service, tokens } => {
@@ -65,6 +79,10 @@ impl<'a> Word<'a> {
     pub(super) fn of_client(message: &ClientMessage<'a>) -> Option<Self> {
         Some(match *message {
             ClientMessage::Probe { .. } => return None,
+            ClientMessage::ServiceInfo { service, info } => Word::Name(Naming::Describe { service, info }),
+            ClientMessage::NameAnswer { query, answer } => Word::Name(Naming::Answer { query, answer }),
+            ClientMessage::DomainAdd { name } => Word::Name(Naming::AddDomain(name)),
+            ClientMessage::DomainRemove { name } => Word::Name(Naming::RemoveDomain(name)),
             ClientMessage::ServiceAdd(add) => Word::Add(add),
             ClientMessage::ServiceRemove { service } => Word::Remove(service),
             ClientMessage::SocketOpenAck { socket, tokens } => Word::Socket(socket, Said::Accept { tokens }),

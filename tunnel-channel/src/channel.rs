@@ -22,14 +22,16 @@ use std::time::{Duration, Instant};
 use spice_proto::base::{BaseClientMessage, BaseServerMessage, Disconnecting};
 use spice_proto::frame::HeaderForm;
 use spice_proto::link::TunnelCaps;
+use spice_proto::service_info::ServiceInfo;
 use spice_proto::tunnel::{
-    ClientMessage, IpInfo, Layout, MAX_CLIENT_CONTROL, MAX_TEXT, ServerMessage, ServiceAdd, ServiceId,
-    SocketId,
+    ClientMessage, InfoBody, IpInfo, Layout, MAX_CLIENT_CONTROL, MAX_TEXT, ServerMessage, ServiceAdd,
+    ServiceId, SocketId,
 };
 
 use crate::config::{Config, MAX_DATA_LIMIT, Role, Terms};
 use crate::event::{AddError, Event, MapError, NewService, OpenError, Violation};
 use crate::liveness::{Acks, Liveness, Ping, Silence, TimeoutReason};
+use crate::names::Names;
 use crate::outgoing::Outgoing;
 use crate::service::{Directory, ServiceFault};
 use crate::socket::{Fate, Illegal, Socket, Step, Tell};
@@ -37,13 +39,15 @@ use crate::table::{Ids, Table};
 
 /// One end of a tunnel channel.
 ///
-/// * Getters: [`role`](Self::role), [`is_ready`](Self::is_ready), [`has_ended`](Self::has_ended),
-///   [`credit`](Self::credit), [`max_data`](Self::max_data), [`max_body`](Self::max_body),
+/// * Getters: [`role`](Self::role), [`caps`](Self::caps), [`is_ready`](Self::is_ready), [`has_ended`](Self::has_ended),
+///   [`is_naming`](Self::is_naming), [`queries`](Self::queries), [`credit`](Self::credit), [`max_data`](Self::max_data), [`max_body`](Self::max_body),
 ///   [`sockets`](Self::sockets), [`waiting`](Self::waiting), [`rtt`](Self::rtt),
 ///   [`outgoing_len`](Self::outgoing_len), [`outgoing_high_water`](Self::outgoing_high_water),
 ///   [`is_congested`](Self::is_congested).
-/// * Commands: [`open`](Self::open), [`map_service`](Self::map_service) of a server;
-///   [`add_service`](Self::add_service), [`remove_service`](Self::remove_service), [`accept`](Self::accept),
+/// * Commands: [`open`](Self::open), [`map_service`](Self::map_service), [`ask_name`](Self::ask_name) of a server;
+///   [`add_service`](Self::add_service), [`describe_service`](Self::describe_service),
+///   [`remove_service`](Self::remove_service), [`add_domain`](Self::add_domain),
+///   [`remove_domain`](Self::remove_domain), [`answer_name`](Self::answer_name), [`accept`](Self::accept),
 ///   [`refuse`](Self::refuse) of a client; [`send`](Self::send), [`finish`](Self::finish),
 ///   [`delivered`](Self::delivered), [`close`](Self::close), [`reset`](Self::reset),
 ///   [`disconnect`](Self::disconnect) of both. A command for a socket that is not in the owner's hands, or that its
@@ -62,6 +66,7 @@ pub struct Channel {
     pub(crate) backlog: Backlog,
     /// Services that the client announced; at the client, those that it has not removed.
     pub(crate) directory: Directory,
+    pub(crate) names: Names,
     pub(crate) liveness: Liveness,
     /// The last question of the peer, not answered yet since too much waits to be sent.
     pub(crate) owed: Option<Ping>,
@@ -165,6 +170,7 @@ impl Channel {
             table: Table::default(),
             backlog: Backlog::default(),
             directory: Directory::default(),
+            names: Names::default(),
             liveness,
             owed: None,
             serial: 0,
@@ -186,6 +192,11 @@ impl Channel {
             Side::Server { .. } => Role::Server,
             Side::Client { .. } => Role::Client,
         }
+    }
+
+    /// The capabilities in force: those that both sides have, and none in layout A.
+    pub fn caps(&self) -> TunnelCaps {
+        self.terms.caps
     }
 
     /// Whether commands are possible: at once for a server, after INIT for a client, until the channel ends.
@@ -308,7 +319,7 @@ impl Channel {
         Ok(())
     }
 
-    /// Client: announces a service. [`Event::ServiceMapped`] follows, unless the server does not take it in, of which
+    /// Client: announces a service, behind what it says of itself. [`Event::ServiceMapped`] follows, unless the server does not take it in, of which
     /// there is no message.
     ///
     /// # Errors
@@ -318,7 +329,7 @@ impl Channel {
         let (Phase::Ready { .. }, Side::Client { next_service, .. }) = (self.phase, &mut self.side) else {
             return Err(AddError::NotReady);
         };
-        let NewService { kind, group, port, name, description } = service;
+        let NewService { kind, group, port, name, description, info } = service;
         if port == 0 {
             return Err(AddError::Port);
         }
@@ -339,8 +350,29 @@ impl Channel {
         let add = ServiceAdd { kind, service: id, group, port, name, description };
         self.directory.add(&add, most)?;
         *next_service = following;
+        if let Some(info) = info {
+            self.say_info(id, info);
+        }
         self.say_client(ClientMessage::ServiceAdd(add));
         Ok(id)
+    }
+
+    /// Client: an announced service says something else of itself. `false`: there is no such service, or the server
+    /// does not want to know.
+    pub fn describe_service(&mut self, service: ServiceId, info: &ServiceInfo) -> bool {
+        let (Phase::Ready { .. }, Side::Client { .. }) = (self.phase, &self.side) else { return false };
+        self.directory.contains(service) && self.say_info(service, info)
+    }
+
+    /// `false`: the server does not want to know.
+    fn say_info(&mut self, service: ServiceId, info: &ServiceInfo) -> bool {
+        let wanted = self.terms.has(TunnelCaps::SERVICE_INFO);
+        if wanted {
+            let mut buffer = Vec::with_capacity(info.encoded_len());
+            let info = InfoBody::write(info, &mut buffer);
+            self.say_client(ClientMessage::ServiceInfo { service, info });
+        }
+        wanted
     }
 
     /// Client: withdraws a service. A server that knows how is told; any other goes on offering it to the guest, and
@@ -531,6 +563,7 @@ impl Channel {
     pub(crate) fn end(&mut self) {
         self.phase = Phase::Ended;
         self.owed = None;
+        self.names = Names::default();
         self.table.clear();
         self.backlog = Backlog::default();
     }

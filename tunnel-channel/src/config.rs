@@ -104,7 +104,9 @@ impl Terms {
     pub(crate) fn new(role: Role, layout: Layout, caps: TunnelCaps, config: Config) -> Self {
         let caps = match layout {
             Layout::A => TunnelCaps::empty(),
-            Layout::B => caps,
+            Layout::B if caps.contains(TunnelCaps::SERVICE_INFO) => caps,
+            // An answer names a device, of which nobody could be told what it is.
+            Layout::B => caps.difference(TunnelCaps::NAMES),
         };
         if caps.contains(TunnelCaps::EXTENDED) {
             let max_data = config.max_data.clamp(1, MAX_DATA_LIMIT);

@@ -4,7 +4,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use spice_proto::error::ParseError;
-use spice_proto::tunnel::{GroupId, ServiceAdd, ServiceId, ServiceKind, SocketId};
+use spice_proto::service_info::{InfoError, ServiceInfo};
+use spice_proto::tunnel::{
+    GroupId, InfoBody, NameAnswer, QueryId, ServiceAdd, ServiceId, ServiceKind, SocketId,
+};
 
 use crate::service::ServiceFault;
 
@@ -17,6 +20,15 @@ pub enum Event<'a> {
         max_sockets: u16,
         /// Longest payload of a DATA message in bytes, either way.
         max_data: u32,
+    },
+    /// Server: what a service says of itself. Of one that was announced, it replaces what was said before. Of any other it
+    /// is to be kept for the next [`Event::ServiceAdded`] or [`Event::ServiceRejected`], and counts if that bears the same id;
+    /// if not, the service is one that was rejected before, which the client cannot know. So one is enough to keep.
+    ServiceDescribed {
+        /// The service.
+        service: ServiceId,
+        /// What it says.
+        info: InfoBody<'a>,
     },
     /// Server: the client announced a service; answer with [`Channel::map_service`](crate::Channel::map_service).
     ServiceAdded(ServiceAdd<'a>),
@@ -87,6 +99,32 @@ pub enum Event<'a> {
         socket: SocketId,
         /// Whose fault it is.
         cause: ResetCause,
+    },
+    /// Client: the guest asks for a name of one of the domains; answer with
+    /// [`Channel::answer_name`](crate::Channel::answer_name), once. At most
+    /// [`MAX_QUERIES`](spice_proto::tunnel::MAX_QUERIES) are unanswered.
+    NameAsked {
+        /// The question.
+        query: QueryId,
+        /// A host name in lower case, in a domain that this side added and has not removed.
+        name: &'a str,
+    },
+    /// Server: where the name is that was asked for by [`Channel::ask_name`](crate::Channel::ask_name).
+    NameAnswered {
+        /// The question.
+        query: QueryId,
+        /// A group has at least one service that was added and not removed; its time is within bounds.
+        answer: NameAnswer,
+    },
+    /// Server: names of this domain may be asked for.
+    DomainAdded {
+        /// Its name, in the client's case.
+        name: &'a str,
+    },
+    /// Server: names of this domain may not be asked for any more. Questions on their way are still answered.
+    DomainRemoved {
+        /// Its name, perhaps in another case than before.
+        name: &'a str,
     },
     /// Client: the VM moves to another host. Every socket was closed, without a word to the server as its connections
     /// are gone with it; the owner aborts the local ones. The channel ends.
@@ -185,7 +223,7 @@ pub enum Violation {
         limit: u32,
     },
     /// A message that needs a capability, from a peer that has not negotiated it.
-    #[error("client sent {message}, for which no capability was negotiated")]
+    #[error("peer sent {message}, for which no capability was negotiated")]
     NotNegotiated {
         /// `spice.proto`'s name of the message.
         message: &'static str,
@@ -220,6 +258,30 @@ pub enum Violation {
     NeverAnnounced {
         /// The id.
         service: ServiceId,
+    },
+    /// A question under the number of one that is not answered.
+    #[error("server asked for a name as query {query}, which is not answered yet", query = query.0)]
+    QueryInUse {
+        /// The number.
+        query: QueryId,
+    },
+    /// More questions than there may be.
+    #[error("server asked for a name while {limit} queries were unanswered, which is the most there may be")]
+    TooManyQueries {
+        /// The limit.
+        limit: usize,
+    },
+    /// An answer to what was not asked, or was answered before.
+    #[error("client answered query {query}, which was not asked or is answered", query = query.0)]
+    NeverAsked {
+        /// The number.
+        query: QueryId,
+    },
+    /// More domains than there may be.
+    #[error("client added a domain while there were {limit}, which is the most there may be")]
+    TooManyDomains {
+        /// The limit.
+        limit: usize,
     },
     /// The peer goes on sending what must be answered and does not read the answers.
     #[error("peer does not read: {queued} bytes wait for it, at most {limit} are held")]
@@ -301,6 +363,46 @@ pub enum AddError {
     NotReady,
 }
 
+/// Why [`Channel::ask_name`](crate::Channel::ask_name) failed. Nothing was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// The client allowed no domain that the name is in.
+    #[error("the name is in no domain that the client allows")]
+    NoDomain,
+    /// As many questions as there may be are not answered.
+    #[error("{limit} names are being asked for already")]
+    Full {
+        /// How many there may be.
+        limit: usize,
+    },
+    /// The client does not know about names.
+    #[error("asking for names was not negotiated")]
+    NotNegotiated,
+    /// The channel has ended, or this is a client.
+    #[error("the channel cannot ask for names")]
+    NotReady,
+}
+
+/// Why [`Channel::add_domain`](crate::Channel::add_domain) failed. Nothing was sent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DomainError {
+    /// No domain that may be asked for from another network.
+    #[error(transparent)]
+    Name(#[from] InfoError),
+    /// There are as many as there may be.
+    #[error("there are {limit} domains already")]
+    TooMany {
+        /// The limit.
+        limit: usize,
+    },
+    /// The server does not know about names.
+    #[error("asking for names was not negotiated")]
+    NotNegotiated,
+    /// The server's INIT has not come, the channel has ended, or this is a server.
+    #[error("the channel cannot add domains now")]
+    NotReady,
+}
+
 /// A service to announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewService<'a> {
@@ -314,4 +416,7 @@ pub struct NewService<'a> {
     pub name: &'a [u8],
     /// For people. UTF-8 is expected, no NUL.
     pub description: &'a [u8],
+    /// What more there is to say of it. Only a server with [`SERVICE_INFO`](spice_proto::link::TunnelCaps::SERVICE_INFO) is
+    /// told.
+    pub info: Option<&'a ServiceInfo>,
 }

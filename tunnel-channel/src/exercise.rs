@@ -13,6 +13,9 @@ use spice_proto::tunnel::{GroupId, Layout, ServiceId, ServiceKind, SocketId};
 use crate::pair::{Pair, Setup};
 use crate::{Channel, Config, Event, NewService, OpenError, ResetCause, Role};
 
+mod names;
+use names::Naming;
+
 /// Runs a sequence of operations on a fresh pair, then winds everything down. Every four bytes are an operation: which
 /// one, on which side and socket, how much, and a choice. Any bytes are good.
 ///
@@ -39,7 +42,9 @@ pub fn exercise_bytes(bytes: &[u8]) {
         ..Config::default()
     };
     let setup = Setup {
-        caps: TunnelCaps::from_bits_retain(u32::from(kind & 7) | u32::from(window >> 7) << 3),
+        caps: TunnelCaps::from_bits_retain(
+            u32::from(kind & 7) | u32::from(window >> 7) << 3 | u32::from(budget >> 6) << 4,
+        ),
         layout: if data % 8 == 7 { Layout::A } else { Layout::B },
         header: if kind & 8 == 0 { HeaderForm::Mini } else { HeaderForm::Full },
         server: small,
@@ -63,6 +68,7 @@ struct Owners {
     latest: Vec<Option<usize>>,
     /// Those that the client has not removed.
     services: Vec<ServiceId>,
+    names: Naming,
     /// Whether sockets may be reset because too much waits.
     memory_is_short: bool,
     /// What each end grants.
@@ -151,6 +157,10 @@ impl World {
             14 if amount % 8 == 0 => self.add_service(),
             14 if amount % 8 == 1 => self.remove_service(which),
             14 if amount % 8 == 2 => self.probe(role),
+            14 if amount % 8 == 3 => self.describe(which),
+            14 if amount % 8 == 4 => self.change_domain(which),
+            14 if amount % 8 == 5 => self.ask_name(which),
+            14 if amount % 8 == 6 => self.answer_name(which, choice),
             14 => self.misuse(role, SocketId(u16::from(which) % 24), choice >> 1),
             _ => self.carry_all(usize::from(amount) + 1),
         }
@@ -158,15 +168,23 @@ impl World {
 
     fn add_service(&mut self) {
         let count = self.owners.services.len();
+        let info = self.owners.names.next_info();
+        let info = (!self.owners.names.count.is_multiple_of(4)).then_some(&info);
         let added = self.pair.client.add_service(NewService {
             kind: ServiceKind::Generic,
             group: GroupId(count as u32 / 3),
             port: 1 + count as u16,
             name: format!("device {}", count / 3).as_bytes(),
             description: b"of the exercise",
+            info,
         });
         if let Ok(service) = added {
             self.owners.services.push(service);
+            if let Some(info) = info
+                && self.pair.client.terms.has(TunnelCaps::SERVICE_INFO)
+            {
+                self.owners.names.described.push_back((service, info.clone()));
+            }
         }
     }
 
@@ -368,6 +386,7 @@ impl World {
     /// Ends every connection as good owners do; then nothing may be left.
     fn wind_down(&mut self) {
         self.pump();
+        self.settle_names();
         for _ in 0..1000 {
             self.carry_all(4096);
             self.check();
@@ -469,10 +488,17 @@ impl Owners {
         let me = index(role);
         let (socket, happening) = match event {
             Event::ServiceAdded(add) => {
+                let due = self.names.due.take();
+                assert!(due.is_none_or(|due| due == add.service), "described was another");
                 let address = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1));
                 return channel.map_service(add.service, address).expect("it was just added");
             }
             Event::ServiceRemoved { .. } | Event::ServiceMapped { .. } => return,
+            Event::ServiceDescribed { .. }
+            | Event::NameAsked { .. }
+            | Event::NameAnswered { .. }
+            | Event::DomainAdded { .. }
+            | Event::DomainRemoved { .. } => return self.hear_name(channel, event),
             Event::ServiceRejected { .. }
             | Event::Ready { .. }
             | Event::Migrate

@@ -15,7 +15,7 @@ use crate::event::{Event, ResetCause, SocketViolation, Violation};
 use crate::liveness::Ping;
 use crate::socket::{Arrival, Illegal, Socket, Step};
 
-type Heard<'a> = Result<Option<Event<'a>>, Violation>;
+pub(crate) type Heard<'a> = Result<Option<Event<'a>>, Violation>;
 
 impl Channel {
     /// Takes in one message of the peer, as [`split`](spice_proto::frame::split) gave it.
@@ -86,9 +86,7 @@ impl Channel {
                 }))
             }
             ClientMessage::ServiceRemove { service } => {
-                if !self.terms.has(TunnelCaps::SERVICE_REMOVE) {
-                    return Err(Violation::NotNegotiated { message: name });
-                }
+                self.negotiated(TunnelCaps::SERVICE_REMOVE, name)?;
                 // Not to be found: it was rejected, which the client cannot know.
                 Ok(self.directory.remove(service).then_some(Event::ServiceRemoved { service }))
             }
@@ -99,18 +97,30 @@ impl Channel {
             ClientMessage::SocketFin { socket } => self.on_step(socket, name, Socket::on_fin),
             ClientMessage::SocketClosed { socket } => self.on_step(socket, name, Socket::on_closed),
             ClientMessage::SocketReset { socket } => {
-                if !self.terms.has(TunnelCaps::RESET) {
-                    return Err(Violation::NotNegotiated { message: name });
-                }
+                self.negotiated(TunnelCaps::RESET, name)?;
                 self.on_step(socket, name, Socket::on_reset)
             }
             ClientMessage::SocketClosedAck { socket } => self.on_closed_ack(socket, name),
             ClientMessage::Probe { id } => {
-                if !self.terms.has(TunnelCaps::PROBE) {
-                    return Err(Violation::NotNegotiated { message: name });
-                }
+                self.negotiated(TunnelCaps::PROBE, name)?;
                 self.answer(Ping { id, timestamp: 0 });
                 Ok(None)
+            }
+            ClientMessage::ServiceInfo { service, info } => {
+                self.negotiated(TunnelCaps::SERVICE_INFO, name)?;
+                Ok(Some(Event::ServiceDescribed { service, info }))
+            }
+            ClientMessage::NameAnswer { query, answer } => {
+                self.negotiated(TunnelCaps::NAMES, name)?;
+                self.on_name_answer(query, answer)
+            }
+            ClientMessage::DomainAdd { name: domain } => {
+                self.negotiated(TunnelCaps::NAMES, name)?;
+                self.on_domain_add(domain)
+            }
+            ClientMessage::DomainRemove { name: domain } => {
+                self.negotiated(TunnelCaps::NAMES, name)?;
+                self.on_domain_remove(domain)
             }
         }
     }
@@ -219,6 +229,10 @@ impl Channel {
             }
             (Phase::Ready { .. }, ServerMessage::SocketClosedAck { socket }) => {
                 self.on_closed_ack(socket, name)
+            }
+            (Phase::Ready { .. }, ServerMessage::NameQuery { query, name: host }) => {
+                self.negotiated(TunnelCaps::NAMES, name)?;
+                self.on_name_query(query, host)
             }
             (Phase::Ended, _) => Ok(None),
         }
@@ -345,6 +359,10 @@ impl Channel {
             }
             None => Err(Violation::NoSuchSocket { message: name, socket: id }),
         }
+    }
+
+    fn negotiated(&self, cap: TunnelCaps, message: &'static str) -> Result<(), Violation> {
+        if self.terms.has(cap) { Ok(()) } else { Err(Violation::NotNegotiated { message }) }
     }
 
     fn check_range(&self, message: &'static str, socket: SocketId) -> Result<(), Violation> {

@@ -12,6 +12,7 @@
 //! | who may send how much | `credit` |
 //! | which ids are in use | `table` |
 //! | which services are there | `service` |
+//! | which names may be asked for, and which are | `names` |
 //! | is the peer there | `liveness` |
 //! | what waits to be sent | `outgoing` |
 //! | how much do we take on | `config` |
@@ -33,6 +34,7 @@ mod event;
 mod exercise;
 mod inbound;
 mod liveness;
+mod names;
 mod outbound;
 mod outgoing;
 #[cfg(any(test, feature = "test-pair"))]
@@ -43,9 +45,13 @@ mod table;
 
 pub use channel::Channel;
 pub use config::{Config, MAX_DATA_LIMIT, Role};
-pub use event::{AddError, Event, MapError, NewService, OpenError, ResetCause, SocketViolation, Violation};
+pub use event::{
+    AddError, AskError, DomainError, Event, MapError, NewService, OpenError, ResetCause, SocketViolation,
+    Violation,
+};
 pub use liveness::TimeoutReason;
 pub use service::ServiceFault;
+pub use spice_proto::tunnel::{InfoBody, NameAnswer, QueryId};
 
 #[cfg(test)]
 mod tests;

@@ -239,6 +239,7 @@ fn describe_server(line: &mut String, message: &ServerMessage<'_>) {
         | ServerMessage::SocketClose { socket }
         | ServerMessage::SocketClosedAck { socket } => write!(line, "S {name} {}", socket.0),
         ServerMessage::ProbeAck { .. } => write!(line, "S {name}"),
+        ServerMessage::NameQuery { query, name: host } => write!(line, "S {name} {} {host}", query.0),
     }
     .expect("strings take everything");
 }
@@ -260,6 +261,15 @@ fn describe_client(line: &mut String, message: &ClientMessage<'_>) {
         | ClientMessage::SocketClosedAck { socket }
         | ClientMessage::SocketReset { socket } => write!(line, "C {name} {}", socket.0),
         ClientMessage::Probe { .. } => write!(line, "C {name}"),
+        ClientMessage::ServiceInfo { service, info } => {
+            write!(line, "C {name} {} len {}", service.0, info.as_bytes().len())
+        }
+        ClientMessage::NameAnswer { query, answer } => {
+            write!(line, "C {name} {} status {}", query.0, answer.status())
+        }
+        ClientMessage::DomainAdd { name: domain } | ClientMessage::DomainRemove { name: domain } => {
+            write!(line, "C {name} {domain}")
+        }
     }
     .expect("strings take everything");
 }

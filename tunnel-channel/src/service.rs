@@ -41,6 +41,11 @@ impl Directory {
         self.services.contains_key(&service)
     }
 
+    /// Whether a service of this group is there.
+    pub(crate) fn has_group(&self, group: GroupId) -> bool {
+        self.groups.contains_key(&group)
+    }
+
     /// Takes a service in.
     pub(crate) fn add(&mut self, add: &ServiceAdd<'_>, limit: usize) -> Result<(), ServiceFault> {
         if self.contains(add.service) {

@@ -35,5 +35,12 @@ fn said(channel: &mut Channel) -> Vec<String> {
 }
 
 fn new_service(group: u32, name: &[u8]) -> NewService<'_> {
-    NewService { kind: ServiceKind::Generic, group: GroupId(group), port: 631, name, description: b"" }
+    NewService {
+        kind: ServiceKind::Generic,
+        group: GroupId(group),
+        port: 631,
+        name,
+        description: b"",
+        info: None,
+    }
 }

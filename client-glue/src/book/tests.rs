@@ -132,10 +132,10 @@ fn domains_are_checked_and_counted() {
     let domain = |text: &str| HostName::new(text).unwrap();
     let mut book = ShareBook::new(1);
     for (text, expected) in [
-        ("com", "top level"),
-        ("printer.local", "no domain of DNS"),
-        ("a.localhost", "no domain of DNS"),
-        ("168.192.in-addr.arpa", "holds addresses"),
+        ("com", "two labels"),
+        ("printer.local", "every host has for itself"),
+        ("a.localhost", "every host has for itself"),
+        ("168.192.in-addr.arpa", "every host has for itself"),
         ("Home.arpa", "lower case"),
     ] {
         let error = book.add_domain(&domain(text)).unwrap_err().to_string();

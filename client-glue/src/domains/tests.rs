@@ -1,8 +1,9 @@
 use hickory_resolver::{Hosts, TokioResolver, config::ResolverConfig, net::runtime::TokioRuntimeProvider};
+use spice_proto::tunnel::{NameAnswer, QueryId};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
-use crate::{handle::Command, question::Reply};
+use crate::handle::Command;
 
 fn name(text: &str) -> HostName {
     HostName::new(text).unwrap()
@@ -34,7 +35,7 @@ fn rig(domains: Vec<Domain>) -> Rig {
 impl Rig {
     fn ask(&mut self, text: &str) -> Option<HostName> {
         self.asked += 1;
-        let query = NameQuery { tunnel: 0, query: self.asked };
+        let query = NameQuery { tunnel: 0, query: QueryId(self.asked) };
         self.desk.handle_question(self.now, Question { query, name: name(text) })
     }
 
@@ -58,11 +59,11 @@ impl Rig {
                 }
                 Command::Withdraw(share) => format!("withdraw {}", share.0),
                 Command::Answer(query, reply) => match reply {
-                    Reply::Found { group, ttl } => {
-                        format!("{}: group {} for {} s", query.query, group.0, ttl.as_secs())
+                    NameAnswer::Found { group, ttl } => {
+                        format!("{}: group {} for {ttl} s", query.query.0, group.0)
                     }
-                    Reply::NoSuchName | Reply::Failed | Reply::Refused => {
-                        format!("{}: {reply:?}", query.query)
+                    NameAnswer::NoSuchName | NameAnswer::Failed | NameAnswer::Refused => {
+                        format!("{}: {reply:?}", query.query.0)
                     }
                 },
                 Command::AddDomain(domain) => format!("domain {}", domain.as_str()),
@@ -187,19 +188,19 @@ async fn names_are_looked_up_by_dns() {
     let resolver = Arc::new(Resolver::fixed(resolver));
     let serving = tokio::spawn(serve_by(resolver, handle, questions, domains, None));
     for (query, text) in [(1, "nas.home.arpa"), (2, "me.home.arpa"), (3, "nobody.home.arpa")] {
-        let query = NameQuery { tunnel: 0, query };
+        let query = NameQuery { tunnel: 0, query: QueryId(query) };
         assert!(asker.ask(Question { query, name: name(text) }));
     }
     let mut answers = BTreeMap::new();
     while answers.len() < 3 {
         if let Some(Command::Answer(query, reply)) = commands.recv().await {
-            answers.insert(query.query, reply);
+            answers.insert(query.query.0, reply);
         }
     }
-    assert!(matches!(answers[&1], Reply::Found { .. }), "{answers:?}");
+    assert!(matches!(answers[&1], NameAnswer::Found { .. }), "{answers:?}");
     // It leads where no name may lead.
-    assert_eq!(answers[&2], Reply::NoSuchName);
+    assert_eq!(answers[&2], NameAnswer::NoSuchName);
     // There is no server to ask.
-    assert!(matches!(answers[&3], Reply::Failed | Reply::NoSuchName));
+    assert!(matches!(answers[&3], NameAnswer::Failed | NameAnswer::NoSuchName));
     serving.abort();
 }

@@ -1,14 +1,11 @@
 //! The session's shares and domains: how they are announced, and what becomes of their connections when they go.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use spice_proto::{
+    link::TunnelCaps,
     service_info::HostName,
-    tunnel::{ServiceId, ServiceKind, SocketId},
+    tunnel::{NameAnswer, QueryId, ServiceId, ServiceKind, SocketId},
 };
 use tracing::{debug, warn};
 use tunnel_channel::{Channel, NewService};
@@ -19,7 +16,7 @@ use crate::{
     dial::Target,
     events::{End, Event},
     handle::Beginning,
-    question::{Asker, NameQuery, Reply},
+    question::{Asker, NameQuery, Question},
     share::ShareId,
 };
 
@@ -31,8 +28,6 @@ pub(super) struct Shares {
     /// The tunnel's number, of a companion's.
     tunnel: u64,
     asker: Asker,
-    /// Questions of the server's that were not answered yet; the channel bounds them.
-    asked: BTreeSet<u32>,
 }
 
 struct Announced {
@@ -59,7 +54,7 @@ impl Announced {
 
 impl Shares {
     pub(super) fn new(waiting: Beginning, tunnel: u64, asker: Asker) -> Shares {
-        Shares { waiting, announced: BTreeMap::new(), tunnel, asker, asked: BTreeSet::new() }
+        Shares { waiting, announced: BTreeMap::new(), tunnel, asker }
     }
 
     /// The server's INIT came.
@@ -93,9 +88,10 @@ impl Shares {
     }
 
     fn announce(&mut self, channel: &mut Channel, entry: Entry) {
-        let Entry { offer, group, device, .. } = &entry;
+        let Entry { offer, told, group, device, .. } = &entry;
         let share = &offer.share;
-        let name = &device.name;
+        let knows_identities = channel.caps().contains(TunnelCaps::SERVICE_INFO);
+        let name = if knows_identities { &device.name } else { &device.lasting };
         let description = match (&share.description, &share.name) {
             (description, _) if !description.is_empty() => description.as_str(),
             (_, of_share) if of_share != name => of_share.as_str(),
@@ -107,6 +103,7 @@ impl Shares {
             port: share.port,
             name: name.as_bytes(),
             description: description.as_bytes(),
+            info: told.as_ref(),
         };
         match channel.add_service(service) {
             Ok(service) => {
@@ -143,9 +140,12 @@ impl Core {
         let shares = &mut self.shares;
         if let Some(waiting) = shares.waiting.shares.iter_mut().find(|waiting| waiting.id == entry.id) {
             *waiting = entry;
-        } else if let Some((_service, known)) =
+        } else if let Some((service, known)) =
             shares.announced.iter_mut().find(|(_, known)| known.entry.id == entry.id)
         {
+            if let Some(told) = entry.told.as_ref().filter(|told| known.entry.told.as_ref() != Some(told)) {
+                self.channel.describe_service(*service, told);
+            }
             known.target = Arc::new(Target::of(&entry.offer));
             known.entry = entry;
         }
@@ -185,19 +185,37 @@ impl Core {
     }
 
     pub(super) fn remove_domain(&mut self, domain: &HostName) {
-        match self.ready_at {
-            None => self.shares.waiting.domains.retain(|waiting| waiting != domain),
-            Some(_) => {}
+        self.shares.waiting.domains.retain(|waiting| waiting != domain);
+        self.channel.remove_domain(domain);
+    }
+
+    /// The guest asks for a name of a domain that was added.
+    pub(super) fn on_name_asked(&mut self, query: QueryId, name: &str) {
+        let question = HostName::new(name).ok().map(|name| {
+            let query = NameQuery { tunnel: self.shares.tunnel, query };
+            Question { query, name }
+        });
+        if !question.is_some_and(|question| self.shares.asker.ask(question)) {
+            debug!(query = query.0, "nobody answers a question for a name");
+            self.channel.answer_name(query, NameAnswer::Failed);
         }
     }
 
-    pub(super) fn answer_name(&mut self, query: NameQuery, reply: Reply) {
-        if query.tunnel != self.shares.tunnel || !self.shares.asked.remove(&query.query) {
-            debug!(?query, ?reply, "an answer to no question");
+    pub(super) fn answer_name(&mut self, query: NameQuery, answer: NameAnswer) {
+        if query.tunnel == self.shares.tunnel {
+            self.channel.answer_name(query.query, answer);
+        } else {
+            debug!(?query, ?answer, "the tunnel that asked has ended");
         }
     }
 }
 
-fn add_domain(_channel: &mut Channel, domain: &HostName) {
-    debug!(domain = domain.as_str(), "the guest may ask for its names");
+fn add_domain(channel: &mut Channel, domain: &HostName) {
+    match channel.add_domain(domain) {
+        Ok(()) => {
+            debug!(domain = domain.as_str(), naming = channel.is_naming(), "the guest may ask for its names")
+        }
+        // The book leaves nothing that the channel could object to, unless the server knows no names.
+        Err(error) => debug!(domain = domain.as_str(), %error, "the guest cannot ask for its names"),
+    }
 }

@@ -137,6 +137,7 @@ const KNOWN: &[(u8, Sender, u16, &str)] = &[
     (7, Sender::Server, 107, "socket_closed_ack"),
     (7, Sender::Server, 108, "socket_token"),
     (7, Sender::Server, 109, "probe_ack"),
+    (7, Sender::Server, 110, "name_query"),
     (7, Sender::Client, 101, "service_add"),
     (7, Sender::Client, 102, "service_remove"),
     (7, Sender::Client, 103, "socket_open_ack"),
@@ -148,6 +149,10 @@ const KNOWN: &[(u8, Sender, u16, &str)] = &[
     (7, Sender::Client, 109, "socket_token"),
     (7, Sender::Client, 110, "socket_reset"),
     (7, Sender::Client, 111, "probe"),
+    (7, Sender::Client, 112, "service_info"),
+    (7, Sender::Client, 113, "name_answer"),
+    (7, Sender::Client, 114, "domain_add"),
+    (7, Sender::Client, 115, "domain_remove"),
 ];
 
 /// Port (10) and webdav (11) build on usbredir's messages (9), and webdav on port's.

@@ -203,17 +203,21 @@ fn tunnel_server(kind: u16) -> Option<RangeInclusive<u32>> {
         104 | 105 | 107 => 2..=2,
         106 => 2..=2 + MIB,
         108 => 6..=6,
+        109 => 4..=4,
+        110 => 6..=spice_proto::tunnel::MAX_SERVER_CONTROL,
         _ => return None,
     })
 }
 
 fn tunnel_client(kind: u16) -> Option<RangeInclusive<u32>> {
     Some(match kind {
-        101 => 24..=spice_proto::tunnel::MAX_CLIENT_CONTROL,
-        102 => 4..=4,
+        101 | 112 => 7..=spice_proto::tunnel::MAX_CLIENT_CONTROL,
+        102 | 111 => 4..=4,
         103 | 109 => 6..=6,
         104..=107 | 110 => 2..=2,
         108 => 2..=2 + MIB,
+        113 => 13..=13,
+        114 | 115 => 4..=254,
         _ => return None,
     })
 }

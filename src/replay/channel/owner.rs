@@ -24,7 +24,9 @@ impl Driver {
         if self.channel.is_none() && self.role == Role::Server {
             match word {
                 Word::Init { max_sockets, max_data } => self.create(Some((*max_sockets, *max_data))),
-                Word::Map { .. } | Word::Add(_) | Word::Remove(_) | Word::Socket(..) => self.create(None),
+                Word::Map { .. } | Word::Add(_) | Word::Remove(_) | Word::Name(_) | Word::Socket(..) => {
+                    self.create(None);
+                }
             }
         }
         if let Some(ended) = &mut self.ended {
@@ -36,6 +38,7 @@ impl Driver {
                     Word::Map { .. } => "service_ip_map",
                     Word::Add(_) => "service_add",
                     Word::Remove(_) => "service_remove",
+                    Word::Name(_) => "what is about names",
                     Word::Socket(_, said) => name_of(said),
                 };
                 self.different(
@@ -52,6 +55,7 @@ impl Driver {
             Word::Map { service, address } => self.own_maps(*service, *address),
             Word::Add(add) => self.own_adds(add),
             Word::Remove(service) => self.own_removes(*service),
+            Word::Name(said) => self.own_names(said),
             Word::Socket(socket, Said::Open { service, tokens }) => {
                 self.own_opens(*socket, *service, *tokens);
             }
@@ -99,31 +103,20 @@ impl Driver {
 
     fn own_adds(&mut self, add: &ServiceAdd<'_>) {
         let ServiceAdd { kind, service, group, port, name, description } = *add;
+        let info = self.description_of(service);
         let Some(channel) = &mut self.channel else { return };
-        let new = NewService { kind, group, port, name, description };
+        let new = NewService { kind, group, port, name, description, info: info.as_ref() };
         let today = match channel.add_service(new) {
             Ok(id) => {
                 self.services.insert(service, id);
                 self.compared.services += 1;
                 self.drain();
                 // Numbered as in the capture, whichever number it has today.
-                let layout = self.terms.layout;
-                let said = std::mem::take(&mut self.said);
-                said.iter()
-                    .filter_map(|(kind, body)| {
-                        let message = ClientMessage::parse(layout, *kind, body).ok().flatten()?;
-                        Some(
-                            if let ClientMessage::ServiceAdd(said) = message
-                                && said.service == id
-                            {
-                                in_full(&ServiceAdd { service, ..said })
-                            } else {
-                                describe::client_message(&message)
-                            },
-                        )
-                    })
-                    .collect::<Vec<_>>()
-                    .join(", ")
+                let (said_info, said) = self.said_of_service(service, id);
+                if said_info != info {
+                    self.info_differs(service, info.as_ref(), said_info.as_ref());
+                }
+                said
             }
             Err(error) => error.to_string(),
         };
@@ -550,7 +543,7 @@ fn head(kind: u16, body: &[u8]) -> Head {
 }
 
 /// All that a SERVICE_ADD says.
-fn in_full(add: &ServiceAdd<'_>) -> String {
+pub(super) fn in_full(add: &ServiceAdd<'_>) -> String {
     let ServiceAdd { kind, service, group, port, name, description } = add;
     let kind = match kind {
         ServiceKind::Generic => "generic".to_owned(),

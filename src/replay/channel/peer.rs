@@ -32,6 +32,7 @@ impl Driver {
             }
             Some(Word::Socket(socket, said)) => self.peer_speaks(head, *socket, said, body),
             Some(Word::Map { service, address }) => self.peer_maps(head, *service, *address),
+            Some(Word::Name(said)) => self.peer_names(head, said, body),
             Some(Word::Add(_) | Word::Remove(_) | Word::Init { .. }) | None => {
                 self.peer_else(head, word, body)
             }
@@ -270,6 +271,7 @@ impl Driver {
             | Outcome::Added
             | Outcome::Rejected
             | Outcome::Removed(_)
+            | Outcome::Named
             | Outcome::Mapped(_)
             | Outcome::Ready { .. }
             | Outcome::Migrate

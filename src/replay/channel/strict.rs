@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::super::story::{Said, Word};
+use super::super::story::{Naming, Said, Word};
 use crate::capture::dissect::Head;
 
 /// What `--strict` compares: every message that the played end says, one by one, with its serial.
@@ -80,6 +80,13 @@ fn strict_line(
             format!("{name} service {}{serial}", service.0)
         }
         Some(Word::Add(add)) => format!("{name} service {}{serial}", add.service.0),
+        Some(Word::Name(Naming::Describe { service, .. })) => format!("{name} service {}{serial}", service.0),
+        Some(Word::Name(Naming::AddDomain(domain) | Naming::RemoveDomain(domain))) => {
+            format!("{name} {domain}{serial}")
+        }
+        Some(Word::Name(Naming::Ask { query, .. } | Naming::Answer { query, .. })) => {
+            format!("{name} query {}{serial}", query.0)
+        }
         Some(Word::Init { .. }) | None => format!("{name} ({kind}){serial}"),
     }
 }

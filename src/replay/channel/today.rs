@@ -7,7 +7,7 @@ use spice_proto::tunnel::{ClientMessage, ServerMessage, ServiceId, SocketId};
 use tunnel_channel::{Event, ResetCause, Role};
 
 use super::super::report::Subject;
-use super::super::story::{Answer, Manner, Said, Word, own_name};
+use super::super::story::{Answer, Manner, Naming, Said, Word, own_name};
 use super::connection::Phase;
 use super::{Driver, describe, length};
 use crate::capture::dissect::Head;
@@ -23,6 +23,8 @@ pub(super) enum Outcome {
     Added,
     Rejected,
     Removed(ServiceId),
+    /// Of what a service says of itself, and of names.
+    Named,
     Mapped(IpAddr),
     Opened(ServiceId),
     Accepted,
@@ -83,6 +85,11 @@ impl Driver {
             Event::ServiceAdded(_) => Outcome::Added,
             Event::ServiceRejected { .. } => Outcome::Rejected,
             Event::ServiceRemoved { service } => Outcome::Removed(service),
+            Event::ServiceDescribed { .. }
+            | Event::NameAsked { .. }
+            | Event::NameAnswered { .. }
+            | Event::DomainAdded { .. }
+            | Event::DomainRemoved { .. } => Outcome::Named,
             Event::ServiceMapped { service: _, address } => Outcome::Mapped(address),
             Event::Open { socket, service } => {
                 about = Some(socket);
@@ -187,7 +194,8 @@ impl Driver {
         }
         match word {
             Some(Word::Init { max_sockets, max_data }) => self.init.today = Some((max_sockets, max_data)),
-            Some(Word::Map { .. } | Word::Add(_) | Word::Remove(_)) => {
+            Some(Word::Name(Naming::Answer { query, answer })) => self.answered_today(query, answer),
+            Some(Word::Map { .. } | Word::Add(_) | Word::Remove(_) | Word::Name(_)) => {
                 self.said.push((frame.kind, frame.body.to_vec()));
             }
             Some(Word::Socket(socket, said)) => self.says_of_socket(socket, said),
@@ -199,7 +207,7 @@ impl Driver {
     fn in_captured_numbers<'a>(&self, word: Word<'a>) -> Word<'a> {
         match word {
             Word::Socket(id, said) => Word::Socket(self.ids.get(&id).copied().unwrap_or(id), said),
-            Word::Init { .. } | Word::Map { .. } | Word::Add(_) | Word::Remove(_) => word,
+            Word::Init { .. } | Word::Map { .. } | Word::Add(_) | Word::Remove(_) | Word::Name(_) => word,
         }
     }
 
@@ -304,7 +312,7 @@ impl Driver {
         name.map_or_else(|| format!("message {kind}"), str::to_owned)
     }
 
-    /// What was said about services since the last time, for people.
+    /// What was said about services and names since the last time, for people.
     pub(super) fn take_said(&mut self) -> Vec<String> {
         let layout = self.terms.layout;
         let said = std::mem::take(&mut self.said);

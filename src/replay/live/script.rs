@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use spice_proto::link::ChannelType;
+use spice_proto::service_info::ServiceInfo;
 use spice_proto::tunnel::{GroupId, ServiceId, ServiceKind, SocketId};
 use tunnel_channel::Config;
 
 use crate::capture::dissect::{Body, Item, What};
 use crate::capture::reassembly::StreamId;
-use crate::replay::story::{Manner, Said, Word};
+use crate::replay::story::{Manner, Naming, Said, Word};
 
 /// Payload of one capture that is kept, bytes. A live replay needs it all at hand: the live guest decides the order.
 pub const MAX_BYTES: usize = 256 << 20;
@@ -22,6 +23,8 @@ pub struct Script {
     stream: Option<StreamId>,
     /// In the order of their announcement.
     pub(super) services: Vec<Service>,
+    /// What the next service said of itself.
+    described: Option<(ServiceId, ServiceInfo)>,
     /// In the order of their SOCKET_OPENs.
     pub(super) plays: Vec<Play>,
     /// Of the sockets that live at this point of the capture.
@@ -40,6 +43,8 @@ pub(super) struct Service {
     pub(super) port: u16,
     pub(super) name: Vec<u8>,
     pub(super) description: Vec<u8>,
+    /// What it said of itself last.
+    pub(super) info: Option<ServiceInfo>,
     pub(super) mapped: bool,
 }
 
@@ -139,6 +144,17 @@ impl Script {
         }
         match word {
             Word::Init { .. } | Word::Remove(_) => {}
+            Word::Name(Naming::Describe { service, info }) => {
+                self.bytes += info.as_bytes().len();
+                match self.services.iter_mut().find(|known| known.id == *service) {
+                    Some(known) => known.info = Some(info.info()),
+                    None => self.described = Some((*service, info.info())),
+                }
+            }
+            // What the live guest asks for is not in the capture.
+            Word::Name(
+                Naming::Ask { .. } | Naming::Answer { .. } | Naming::AddDomain(_) | Naming::RemoveDomain(_),
+            ) => {}
             Word::Map { service, .. } => {
                 if let Some(service) = self.services.iter_mut().find(|known| known.id == *service) {
                     service.mapped = true;
@@ -156,6 +172,7 @@ impl Script {
                     port: add.port,
                     name: add.name.to_vec(),
                     description: add.description.to_vec(),
+                    info: self.described.take().filter(|(id, _)| *id == add.service).map(|(_, info)| info),
                     mapped: false,
                 });
             }

@@ -8,10 +8,11 @@ use spice_proto::base::BaseClientMessage;
 use spice_proto::frame::{Frame, HeaderForm};
 use spice_proto::link::{ChannelType, TunnelCaps};
 use spice_proto::names::Sender;
-use spice_proto::tunnel::{ClientMessage, IpInfo, ServerMessage, ServiceId, SocketId};
+use spice_proto::tunnel::{ClientMessage, IpInfo, NameAnswer, QueryId, ServerMessage, ServiceId, SocketId};
 use tunnel_channel::{Channel, Config, Role};
 
 use super::guest::Guest;
+use super::questions::Questions;
 use super::socket::{Say, Socket};
 use super::stage::Stage;
 use crate::capture::dissect::{Body, End, Item, Message, Terms, What};
@@ -39,6 +40,7 @@ pub(super) struct Tunnel {
     /// Serial of the last message to today's server.
     serial: u64,
     services: BTreeMap<ServiceId, Service>,
+    questions: Questions,
     /// Captured sockets, by number.
     pub(super) sockets: BTreeMap<u64, Socket>,
     opened: u64,
@@ -174,6 +176,7 @@ impl Stage<'_> {
             terms: terms.clone(),
             serial: 0,
             services: BTreeMap::new(),
+            questions: Questions::default(),
             sockets: BTreeMap::new(),
             opened: 0,
             by_id: BTreeMap::new(),
@@ -217,6 +220,7 @@ impl Stage<'_> {
             ServerMessage::Init { .. }
             | ServerMessage::SocketToken { .. }
             | ServerMessage::ProbeAck { .. } => return,
+            ServerMessage::NameQuery { query, name } => return tunnel.questions.captured(query, name),
             ServerMessage::ServiceIpMap { service, address } => {
                 if let (Some(service), IpInfo::V4(address)) = (tunnel.services.get_mut(&service), address) {
                     service.captured = Some(address);
@@ -242,6 +246,7 @@ impl Stage<'_> {
             | ServerMessage::ServiceIpMap { .. }
             | ServerMessage::SocketOpen { .. }
             | ServerMessage::SocketToken { .. }
+            | ServerMessage::NameQuery { .. }
             | ServerMessage::ProbeAck { .. } => {}
         }
         self.captured_touched(id);
@@ -360,7 +365,18 @@ impl Stage<'_> {
                 }
                 return self.hear_client(message.head.kind, message.bytes);
             }
-            ClientMessage::Probe { .. } => return self.hear_client(message.head.kind, message.bytes),
+            ClientMessage::NameAnswer { query, answer } => {
+                for query in tunnel.questions.answered(query, answer) {
+                    self.answer_name(query, answer);
+                }
+                return;
+            }
+            ClientMessage::Probe { .. }
+            | ClientMessage::ServiceInfo { .. }
+            | ClientMessage::DomainAdd { .. }
+            | ClientMessage::DomainRemove { .. } => {
+                return self.hear_client(message.head.kind, message.bytes);
+            }
             ClientMessage::SocketOpenAck { socket, tokens } => (socket, Say::OpenAck(tokens)),
             ClientMessage::SocketOpenNack { socket } => (socket, Say::OpenNack),
             ClientMessage::SocketFin { socket } => (socket, Say::Fin),
@@ -413,6 +429,12 @@ impl Stage<'_> {
         let Some(tunnel) = &mut self.tunnel else { return };
         let id = match *message {
             ServerMessage::Init { .. } | ServerMessage::ProbeAck { .. } => return,
+            ServerMessage::NameQuery { query, name } => {
+                if let Some(answer) = tunnel.questions.today(query, name) {
+                    self.answer_name(query, answer);
+                }
+                return;
+            }
             ServerMessage::ServiceIpMap { service, address } => {
                 if let (Some(service), IpInfo::V4(address)) = (tunnel.services.get_mut(&service), address) {
                     service.today = Some(address);
@@ -451,6 +473,7 @@ impl Stage<'_> {
                 ServerMessage::Init { .. }
                 | ServerMessage::ServiceIpMap { .. }
                 | ServerMessage::SocketOpen { .. }
+                | ServerMessage::NameQuery { .. }
                 | ServerMessage::ProbeAck { .. } => {}
             }
         }
@@ -472,8 +495,18 @@ impl Stage<'_> {
             | ServerMessage::SocketData { .. }
             | ServerMessage::SocketFin { .. }
             | ServerMessage::SocketToken { .. }
+            | ServerMessage::NameQuery { .. }
             | ServerMessage::ProbeAck { .. } => {}
         }
+    }
+
+    /// Today's server hears where a name is that it asked for.
+    fn answer_name(&mut self, query: QueryId, answer: NameAnswer) {
+        let Some(tunnel) = &self.tunnel else { return };
+        let message = ClientMessage::NameAnswer { query, answer };
+        let mut body = Vec::new();
+        message.write_body(tunnel.terms.layout, &mut body);
+        self.hear_client(message.kind(), &body);
     }
 
     /// The client answers a PING at once.

@@ -5,7 +5,11 @@ use std::time::Instant;
 
 use proptest::prelude::*;
 use spice_proto::link::TunnelCaps;
-use spice_proto::tunnel::{ClientMessage, IpInfo, Layout, ServerMessage, ServiceId, SocketId};
+use spice_proto::service_info::{HostName, ServiceInfo};
+use spice_proto::tunnel::{
+    ClientMessage, GroupId, InfoBody, IpInfo, Layout, MAX_QUERIES, NameAnswer, QueryId, ServerMessage,
+    ServiceId, SocketId,
+};
 
 use super::hostile::*;
 use super::new_service;
@@ -15,7 +19,7 @@ use crate::{Channel, Config, Event, Role};
 type Nonsense = (u8, u8, u8, u8);
 
 fn nonsense() -> impl Strategy<Value = Vec<Nonsense>> {
-    prop::collection::vec((0u8..16, 0u8..5, any::<u8>(), any::<u8>()), 0..200)
+    prop::collection::vec((0u8..30, 0u8..5, any::<u8>(), any::<u8>()), 0..200)
 }
 
 /// What the owner may believe, checked against every event.
@@ -24,6 +28,9 @@ struct Belief {
     offered: BTreeSet<u32>,
     /// Sockets in the owner's hands, and the messages that wait.
     held: BTreeMap<SocketId, u32>,
+    /// Names asked for and not answered.
+    asked: BTreeSet<QueryId>,
+    domains: BTreeSet<String>,
     given_up: bool,
 }
 
@@ -48,6 +55,21 @@ impl Belief {
             | Event::Writable { socket }
             | Event::PeerClosed { socket } => assert!(self.held.contains_key(socket)),
             Event::Migrate => self.held.clear(),
+            Event::NameAsked { query, .. } => {
+                assert!(self.asked.insert(*query), "asked twice");
+                assert!(self.asked.len() <= MAX_QUERIES);
+            }
+            Event::NameAnswered { query, answer } => {
+                assert!(self.asked.remove(query), "answered what was not asked");
+                assert!(!matches!(answer, NameAnswer::Found { ttl, .. } if !(5..=3600).contains(ttl)));
+            }
+            Event::DomainAdded { name } => {
+                assert!(self.domains.insert(name.to_lowercase()), "told twice");
+            }
+            Event::DomainRemoved { name } => {
+                assert!(self.domains.remove(&name.to_lowercase()), "never told");
+            }
+            Event::ServiceDescribed { info, .. } => drop(info.info()),
             Event::ServiceAdded(_)
             | Event::ServiceRejected { .. }
             | Event::ServiceRemoved { .. }
@@ -86,6 +108,7 @@ impl Belief {
             6 => {
                 channel.send(socket, |room| room.len().min(usize::from(amount)));
             }
+            7 if amount % 4 == 1 => self.name_command(channel, amount >> 2),
             _ if role == Role::Server => {
                 if let Ok(socket) = channel.open(ServiceId(0)) {
                     assert_eq!(self.held.insert(socket, 0), None, "an id was given out twice");
@@ -94,7 +117,30 @@ impl Belief {
             _ => {}
         }
     }
+
+    fn name_command(&mut self, channel: &mut Channel, choice: u8) {
+        let domain = HostName::new(DOMAINS[usize::from(choice) % 3]).unwrap();
+        match channel.role() {
+            Role::Server => {
+                if let Ok(query) = channel.ask_name(&domain) {
+                    assert!(self.domains.contains(&domain.as_str().to_lowercase()));
+                    assert!(self.asked.insert(query), "a number was given out twice");
+                }
+            }
+            Role::Client if choice % 8 < 3 => {
+                let _ = channel.add_domain(&domain);
+            }
+            Role::Client if choice % 8 == 3 => drop(channel.remove_domain(&domain)),
+            Role::Client => {
+                let query = QueryId(u32::from(choice % 4));
+                self.asked.remove(&query);
+                channel.answer_name(query, NameAnswer::Found { group: GroupId(0), ttl: 0 });
+            }
+        }
+    }
 }
+
+const DOMAINS: [&str; 3] = ["a.test", "B.a.Test", "c.test"];
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
@@ -106,12 +152,16 @@ proptest! {
         let mut server = new(Role::Server, caps, config);
         from_client(&mut server, ClientMessage::ServiceAdd(service_add(0, 0, b"printer")));
         let mut belief = Belief::default();
+        let mut buffer = Vec::new();
+        let info = InfoBody::write(&ServiceInfo::default(), &mut buffer);
         for (kind, id, amount, more) in nonsense {
             let socket = SocketId(u16::from(id));
             if amount % 2 == 0 {
                 belief.command(&mut server, kind % 8, socket, more);
             } else {
                 let payload = [more; 101];
+                // Mostly one that was asked, since any other ends the channel.
+                let query = belief.asked.first().copied().unwrap_or(QueryId(more.into()));
                 let messages = [
                     ClientMessage::SocketOpenAck { socket, tokens: u32::from(more % 4) },
                     ClientMessage::SocketOpenNack { socket },
@@ -124,6 +174,10 @@ proptest! {
                     ClientMessage::SocketOpenAck { socket, tokens: 2 },
                     ClientMessage::SocketData { socket, payload: b"some" },
                     ClientMessage::Probe { id: u32::from(more) },
+                    ClientMessage::DomainAdd { name: DOMAINS[usize::from(more) % 3] },
+                    ClientMessage::DomainRemove { name: DOMAINS[usize::from(more) % 3] },
+                    ClientMessage::NameAnswer { query, answer: NameAnswer::Found { group: GroupId(more.into()), ttl: 0 } },
+                    ClientMessage::ServiceInfo { service: ServiceId(more.into()), info },
                 ];
                 let message = messages[usize::from(kind) % messages.len()];
                 let mut body = Vec::new();
@@ -170,6 +224,7 @@ proptest! {
                     ServerMessage::ServiceIpMap { service: ServiceId(u32::from(more % 2)), address: IpInfo::Invalid },
                     ServerMessage::SocketData { socket, payload: b"some" },
                     ServerMessage::ProbeAck { id: u32::from(more) },
+                    ServerMessage::NameQuery { query: QueryId(u32::from(more % 8)), name: "b.a.test" },
                 ];
                 let message = messages[usize::from(kind) % messages.len()];
                 let mut body = Vec::new();

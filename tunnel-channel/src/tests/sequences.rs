@@ -24,7 +24,7 @@ proptest! {
     #[test]
     fn modern_ends(
         (header, latency) in forms(),
-        bits in 0u32..8,
+        bits in 0u32..64,
         max_sockets in 1u16..30,
         max_data in 1u32..300,
         windows in (0u32..40, 0u32..40),
