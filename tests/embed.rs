@@ -116,7 +116,7 @@ fn cargo_build(arguments: &[&str]) {
 }
 
 /// An example of one of the crates.
-fn example(name: &str) -> PathBuf {
+pub(crate) fn example(name: &str) -> PathBuf {
     // With the features that a test of all crates has, which so has built it already.
     cargo_build(&["--workspace", "--example", name]);
     built().join("examples").join(name)

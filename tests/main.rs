@@ -13,6 +13,7 @@ mod netstack;
 mod pki;
 mod presence;
 mod printer;
+mod probes;
 mod proxy;
 mod readme;
 mod record;

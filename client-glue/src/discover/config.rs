@@ -4,7 +4,10 @@ use std::net::SocketAddr;
 
 use spice_proto::service_info::{HostName, ServiceType};
 
-use super::{InterfaceFilter, network_id::NetworkId};
+use super::{
+    InterfaceFilter, network_id::NetworkId, snmp::SnmpConfig, ssdp::SsdpConfig,
+    ws_discovery::WsDiscoveryConfig,
+};
 
 /// What to look for, and where. A source that is `None` is off.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +18,12 @@ pub struct DiscoverConfig {
     pub unicast_dns_sd: Option<UnicastDnsSdConfig>,
     /// The user's own machine. On by default.
     pub local: Option<LocalConfig>,
+    /// SNMP: printers from before DNS-SD. On by default.
+    pub snmp: Option<SnmpConfig>,
+    /// SSDP, of UPnP. On by default.
+    pub ssdp: Option<SsdpConfig>,
+    /// WS-Discovery. On by default.
+    pub ws_discovery: Option<WsDiscoveryConfig>,
     /// Where to look.
     pub interfaces: InterfaceFilter,
     /// Which network this is, for identities that are only good within one. `None`: found out, see [`NetworkId`].
@@ -54,6 +63,9 @@ impl Default for DiscoverConfig {
             dns_sd: Some(DnsSdConfig::default()),
             unicast_dns_sd: None,
             local: Some(LocalConfig::default()),
+            snmp: Some(SnmpConfig::default()),
+            ssdp: Some(SsdpConfig::default()),
+            ws_discovery: Some(WsDiscoveryConfig::default()),
             interfaces: InterfaceFilter::default(),
             network: None,
         }

@@ -18,9 +18,9 @@ use tokio::{
 use tracing::debug;
 
 use self::instances::{Instances, Told};
-pub(crate) use self::records::{Found, sighting};
+use self::records::Found;
 use super::{
-    DnsSdConfig, InterfaceFilter, Source, SourceError, interfaces,
+    DnsSdConfig, InterfaceFilter, Sighting, Source, SourceError, interfaces,
     outlet::{Ask, Outlet},
 };
 
@@ -68,11 +68,9 @@ pub(super) async fn run(config: DnsSdConfig, filter: &InterfaceFilter, outlet: O
         on: IfKind::Predicate(IfPredicate::new(move |interface| filter.takes(interface))),
         types: types(&config.types),
         web: config.types.iter().any(|kind| kind.as_str() == WEB),
+        adapt: Some,
     };
-    match browsing.run(outlet).await {
-        Ok(never) => match never {},
-        Err(error) => error,
-    }
+    browsing.run(outlet).await
 }
 
 /// Those of printers and scanners, of web pages, and `others`.
@@ -94,6 +92,8 @@ pub(super) struct Browsing {
     pub(super) types: Vec<ServiceType>,
     /// Web pages of anybody, not only of printers and scanners.
     pub(super) web: bool,
+    /// What becomes of a sighting before it is told; `None`: nothing that is to be told.
+    pub(super) adapt: fn(Sighting) -> Option<Sighting>,
 }
 
 enum Never {}
@@ -111,11 +111,19 @@ impl Drop for Daemon {
 type Heard = (u64, Option<ServiceEvent>);
 
 impl Browsing {
-    async fn run(self, mut outlet: Outlet) -> Result<Never, SourceError> {
+    /// Goes on until something breaks.
+    pub(super) async fn run(self, outlet: Outlet) -> SourceError {
+        match self.go(outlet).await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn go(self, mut outlet: Outlet) -> Result<Never, SourceError> {
         let daemon = Daemon(ServiceDaemon::new().map_err(failed)?);
         daemon.0.disable_interface(IfKind::All).map_err(failed)?;
         daemon.0.enable_interface(self.on.clone()).map_err(failed)?;
-        let mut instances = Instances::new(self.source, self.web);
+        let mut instances = Instances::new(self.source, self.web, self.adapt);
         let (sender, mut heard) = mpsc::channel::<Heard>(EVENTS);
         let mut listeners = JoinSet::new();
         let mut round = 0;

@@ -20,19 +20,33 @@
 //! Sources are tasks, and each is started again when it ends. Everything else happens within [`Discovery::next`]: who does not call it makes the
 //! sources wait.
 
+mod announced;
 pub mod clean;
 mod config;
 mod device;
+mod device_id;
 mod dns_sd;
+mod http;
 mod interfaces;
+mod listen;
+mod local;
+mod location;
 pub mod merge;
 mod network_id;
 mod outlet;
 pub mod policy;
+mod printing;
+mod rounds;
 mod sharer;
 mod sighting;
+mod snmp;
+mod sockets;
+mod ssdp;
 mod supervise;
+mod tasks;
 mod text;
+mod ws_discovery;
+mod xml;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -64,7 +78,10 @@ pub use self::{
     policy::Policy,
     sharer::{Change, MAX_DISCOVERED, Notice, Sharer, Verdict},
     sighting::{MAX_KEY, Sighting, SightingEvent, SightingKey},
+    snmp::SnmpConfig,
+    ssdp::SsdpConfig,
     text::{MAX_SERIAL, MAX_TEXT, Mac, Serial, Text, Uuid},
+    ws_discovery::WsDiscoveryConfig,
 };
 
 /// Events between the sources and the merge.
@@ -172,6 +189,35 @@ impl Discovery {
                 let (config, filter) = (config.clone(), filter.clone());
                 async move { dns_sd::run(config, &filter, outlet).await }
             }));
+        }
+        if let Some(config) = config.snmp {
+            let (sender, asks) = begin(Source::Snmp);
+            let filter = filter.clone();
+            tasks.spawn(supervise(Source::Snmp, sender, asks, move |outlet: Outlet| {
+                let (config, filter) = (config.clone(), filter.clone());
+                async move { snmp::run(config, &filter, outlet).await }
+            }));
+        }
+        if let Some(config) = config.ssdp {
+            let (sender, asks) = begin(Source::Ssdp);
+            let filter = filter.clone();
+            tasks.spawn(supervise(Source::Ssdp, sender, asks, move |outlet: Outlet| {
+                let (config, filter) = (config.clone(), filter.clone());
+                async move { ssdp::run(config, &filter, outlet).await }
+            }));
+        }
+        if let Some(config) = config.ws_discovery {
+            let (sender, asks) = begin(Source::WsDiscovery);
+            let filter = filter.clone();
+            tasks.spawn(supervise(Source::WsDiscovery, sender, asks, move |outlet: Outlet| {
+                let (config, filter) = (config.clone(), filter.clone());
+                async move { ws_discovery::run(config, &filter, outlet).await }
+            }));
+        }
+        if let Some(config) = config.local {
+            let (sender, asks) = begin(Source::Local);
+            let run = move |outlet: Outlet| local::run(config.clone(), outlet);
+            tasks.spawn(supervise(Source::Local, sender, asks, run));
         }
         let first_rounds: BTreeSet<Source> =
             on.iter().copied().filter(|source| *source == Source::DnsSd).collect();

@@ -84,6 +84,11 @@ impl Outlet {
         Outlet { source, events, asks }
     }
 
+    /// Another one for the same source, which is asked from now on.
+    pub(crate) fn another(&self) -> Outlet {
+        Outlet { source: self.source, events: self.events.clone(), asks: self.asks.resubscribe() }
+    }
+
     /// Something is there, and this is all that is known of it. Waits while the merge is behind.
     ///
     /// Cancel safe: either told or not.

@@ -20,6 +20,7 @@ pub(super) struct Instances {
     source: Source,
     /// Web pages are told whoever has them, and not only those of hosts that print or scan.
     web: bool,
+    adapt: fn(Sighting) -> Option<Sighting>,
     known: BTreeMap<String, Instance>,
 }
 
@@ -30,8 +31,8 @@ struct Instance {
 }
 
 impl Instances {
-    pub(super) fn new(source: Source, web: bool) -> Instances {
-        Instances { source, web, known: BTreeMap::new() }
+    pub(super) fn new(source: Source, web: bool, adapt: fn(Sighting) -> Option<Sighting>) -> Instances {
+        Instances { source, web, adapt, known: BTreeMap::new() }
     }
 
     /// An instance was found, by its type or by a subtype, or has changed.
@@ -74,8 +75,9 @@ impl Instances {
     fn tell(&mut self, id: &str) -> Vec<Told> {
         let Some(instance) = self.known.get(id) else { return Vec::new() };
         let wanted = self.web || !is_web(&instance.found) || self.prints_or_scans(&instance.found);
-        let sighting =
-            sighting(self.source, id, &instance.found, instance.subtypes.iter().copied()).filter(|_| wanted);
+        let sighting = sighting(self.source, id, &instance.found, instance.subtypes.iter().copied())
+            .filter(|_| wanted)
+            .and_then(self.adapt);
         let Some(instance) = self.known.get_mut(id) else { return Vec::new() };
         match sighting {
             Some(sighting) => {
@@ -158,20 +160,20 @@ mod tests {
 
     #[test]
     fn a_web_page_is_told_for_as_long_as_its_host_prints() {
-        let mut instances = Instances::new(Source::DnsSd, false);
+        let mut instances = Instances::new(Source::DnsSd, false, Some);
         assert_eq!(short(&instances.resolved("web", found("_http._tcp", 80, &[]), None)), [] as [&str; 0]);
         assert_eq!(short(&instances.resolved("ipp", found("_ipp._tcp", 631, &[]), None)), ["+ipp", "+web"]);
         assert_eq!(short(&instances.resolved("scan", found("_uscan._tcp", 80, &[]), None)), ["+scan"]);
         assert_eq!(short(&instances.removed("ipp")), ["-ipp"]);
         assert_eq!(short(&instances.removed("scan")), ["-scan", "-web"]);
         assert_eq!(short(&instances.removed("web")), [] as [&str; 0]);
-        let mut all = Instances::new(Source::DnsSd, true);
+        let mut all = Instances::new(Source::DnsSd, true, Some);
         assert_eq!(short(&all.resolved("web", found("_http._tcp", 80, &[]), None)), ["+web"]);
     }
 
     #[test]
     fn subtypes_add_up() {
-        let mut instances = Instances::new(Source::DnsSd, false);
+        let mut instances = Instances::new(Source::DnsSd, false, Some);
         let ipp = || found("_ipp._tcp", 631, &[]);
         assert_eq!(short(&instances.resolved("ipp", ipp(), Some("_universal"))), ["+ipp _universal"]);
         assert_eq!(short(&instances.resolved("ipp", ipp(), None)), ["+ipp _universal"]);
@@ -182,7 +184,7 @@ mod tests {
 
     #[test]
     fn port_zero_is_no_service() {
-        let mut instances = Instances::new(Source::DnsSd, false);
+        let mut instances = Instances::new(Source::DnsSd, false, Some);
         assert_eq!(short(&instances.resolved("lpd", found("_printer._tcp", 0, &[]), None)), [] as [&str; 0]);
         assert_eq!(short(&instances.resolved("web", found("_http._tcp", 80, &[]), None)), [] as [&str; 0]);
         assert_eq!(
@@ -220,7 +222,7 @@ mod tests {
 
     #[test]
     fn they_are_bounded() {
-        let mut instances = Instances::new(Source::DnsSd, false);
+        let mut instances = Instances::new(Source::DnsSd, false, Some);
         for n in 0..MAX_INSTANCES + 100 {
             instances.resolved(&n.to_string(), found("_ipp._tcp", 631, &[]), None);
         }

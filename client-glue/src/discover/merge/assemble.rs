@@ -1,6 +1,6 @@
 //! A device out of its sightings.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr};
 
 use spice_proto::service_info::{
     Advert, HostName, Identity, Label, MAX_ADVERTS, MAX_IDENTITY, MAX_SUBTYPES, ServiceInfo, ServiceType,
@@ -82,12 +82,10 @@ fn services(cluster: &Cluster<'_>, host: Option<&HostName>) -> Vec<Service> {
             merged.host_rewrite.clone_from(&service.host_rewrite);
         }
         for advert in &service.adverts {
-            let same = |known: &Advert| {
-                known.kind == advert.kind
-                    && known.instance.as_str().eq_ignore_ascii_case(advert.instance.as_str())
-            };
-            if !merged.adverts.iter().any(same) {
-                merged.adverts.push(advert.clone());
+            match merged.adverts.iter_mut().find(|known| is_same(known, advert)) {
+                Some(known) if richer(advert) > richer(known) => *known = advert.clone(),
+                Some(_) => {}
+                None => merged.adverts.push(advert.clone()),
             }
         }
     }
@@ -100,6 +98,20 @@ fn services(cluster: &Cluster<'_>, host: Option<&HostName>) -> Vec<Service> {
     }
     services.sort_by_key(|service| (service.class, service.port));
     services
+}
+
+/// Two adverts of one type on one port are one if they have one name, or lead to one path: a queue of this machine that CUPS tells of, and
+/// announces as well.
+fn is_same(one: &Advert, other: &Advert) -> bool {
+    let path = |advert: &Advert| advert.txt.get("rp").flatten().map(str::to_owned);
+    let same_path = || path(one).is_some() && path(one) == path(other);
+    let same_name = one.instance.as_str().eq_ignore_ascii_case(other.instance.as_str());
+    one.kind == other.kind && (same_name || same_path())
+}
+
+/// Which of them is told, whichever came first: the one that says more.
+fn richer(advert: &Advert) -> (usize, usize, Reverse<&Label>) {
+    (advert.txt.entries().count(), advert.subtypes.len(), Reverse(&advert.instance))
 }
 
 /// Leaves away the least telling adverts until the rest can be told to a guest.
