@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use client_glue::discover::policy::{Pattern, Policy, Rename, RenameOf, Rule};
 use client_glue::discover::{
-    DiscoverConfig, DnsSdConfig, InterfaceFilter, LocalConfig, Network, NetworkId, ServiceClass,
-    UnicastDnsSdConfig,
+    DiscoverConfig, DnsSdConfig, InterfaceFilter, LocalConfig, Network, NetworkId, ServiceClass, SnmpConfig,
+    SsdpConfig, UnicastDnsSdConfig, WsDiscoveryConfig,
 };
 use client_glue::domains::{DEFAULT_PORTS, Domain};
 use client_glue::service_info::{HostName, Identity, Label, ServiceType};
@@ -54,7 +54,7 @@ The file of --config, all of it optional:
   interfaces = [\"eth0\"]             # just these; or except-interfaces = [...]
   dns-sd = true                      # or { types = [\"_http._tcp\"] } to look for more
   unicast-dns-sd = [\"example.org\"]  # or { domains = [...], search-domains = true, types = [...] }
-  snmp = true                        # or { communities = [\"public\"], versions = [\"1\", \"2c\"] }
+  snmp = true                        # or { communities = [\"public\"] }
   ssdp = true
   ws-discovery = true
   local = true                       # or { cups = \"127.0.0.1:631\", usb = true }
@@ -248,8 +248,20 @@ fn discover(table: file::Discover, network: Option<NetworkId>) -> (DiscoverConfi
             Some(LocalConfig { cups, usb: usb.unwrap_or(known.usb) })
         }
     };
+    let snmp = match table.snmp {
+        None => default.snmp.clone(),
+        Some(Switch::Off) => None,
+        Some(Switch::On(file::Snmp { communities: None })) => Some(SnmpConfig::default()),
+        Some(Switch::On(file::Snmp { communities: Some(communities) })) => {
+            let communities = plain(communities).into_iter().map(|file::Community(text)| text).collect();
+            Some(SnmpConfig { communities })
+        }
+    };
+    let ssdp = table.ssdp.unwrap_or(true).then(SsdpConfig::default);
+    let ws_discovery = table.ws_discovery.unwrap_or(true).then(WsDiscoveryConfig::default);
     let interfaces = InterfaceFilter { only: table.interfaces, except: table.except_interfaces };
-    let config = DiscoverConfig { dns_sd, unicast_dns_sd, local, interfaces, network };
+    let config =
+        DiscoverConfig { dns_sd, unicast_dns_sd, snmp, ssdp, ws_discovery, local, interfaces, network };
     (config, plain(table.share_classes))
 }
 

@@ -125,10 +125,13 @@ impl Plan {
 
 /// The sources that are on.
 pub(crate) fn sources(config: &DiscoverConfig) -> Vec<&'static str> {
-    let DiscoverConfig { dns_sd, unicast_dns_sd, local, .. } = config;
+    let DiscoverConfig { dns_sd, unicast_dns_sd, snmp, ssdp, ws_discovery, local, .. } = config;
     let all = [
         ("dns-sd", dns_sd.is_some()),
         ("unicast-dns-sd", unicast_dns_sd.is_some()),
+        ("snmp", snmp.is_some()),
+        ("ssdp", ssdp.is_some()),
+        ("ws-discovery", ws_discovery.is_some()),
         ("local", local.is_some()),
     ];
     all.into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect()

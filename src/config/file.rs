@@ -94,15 +94,12 @@ pub(super) struct UnicastTable {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Snmp {
-    pub(super) communities: Option<Vec<String>>,
-    pub(super) versions: Option<Vec<Of<SnmpVersion>>>,
+    pub(super) communities: Option<Vec<Of<Community>>>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SnmpVersion {
-    One,
-    TwoC,
-}
+/// A community of SNMP.
+#[derive(Debug)]
+pub(super) struct Community(pub(super) String);
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -267,15 +264,14 @@ impl Text for ServiceClass {
     }
 }
 
-impl Text for SnmpVersion {
-    const FORM: &'static str = "\"1\" or \"2c\"";
+impl Text for Community {
+    const FORM: &'static str = "a community, as in \"public\"";
 
-    fn read(text: &str) -> Result<SnmpVersion, String> {
-        match text {
-            "1" => Ok(SnmpVersion::One),
-            "2c" => Ok(SnmpVersion::TwoC),
-            _ => Err(format!("{text:?} is no version of SNMP that is spoken here: expected 1 or 2c")),
+    fn read(text: &str) -> Result<Community, String> {
+        if text.is_empty() || text.len() > 255 {
+            return Err(format!("{text:?} is no community of SNMP: expected 1 to 255 bytes"));
         }
+        Ok(Community(text.to_owned()))
     }
 }
 
