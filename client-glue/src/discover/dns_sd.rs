@@ -6,7 +6,7 @@
 mod instances;
 mod records;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use mdns_sd::{IfKind, IfPredicate, Receiver, ResolvedService, ServiceDaemon, ServiceEvent};
 use spice_proto::service_info::ServiceType;
@@ -17,10 +17,12 @@ use tokio::{
 };
 use tracing::debug;
 
-use self::instances::{Instances, Told};
-use self::records::Found;
+pub(super) use self::{
+    instances::{Instances, Told},
+    records::Found,
+};
 use super::{
-    DnsSdConfig, InterfaceFilter, Sighting, Source, SourceError, interfaces,
+    DnsSdConfig, InterfaceFilter, Sighting, SightingKey, Source, SourceError, interfaces,
     outlet::{Ask, Outlet},
 };
 
@@ -35,9 +37,9 @@ const PRINTERS_AND_SCANNERS: [&str; 7] = [
     "_scanner._tcp",
 ];
 /// Web pages: those of printers and scanners belong to them.
-const WEB: &str = "_http._tcp";
+pub(super) const WEB: &str = "_http._tcp";
 /// Subtypes that printing clients look for: of AirPrint and of IPP Everywhere.
-const SUBTYPES: [(&str, &str); 4] = [
+pub(super) const SUBTYPES: [(&str, &str); 4] = [
     ("_universal", "_ipp._tcp"),
     ("_universal", "_ipps._tcp"),
     ("_print", "_ipp._tcp"),
@@ -52,6 +54,14 @@ const VERIFY: Duration = Duration::from_secs(5);
 const MEASURE_EVERY: Duration = Duration::from_secs(2);
 /// More records than that are no network, but a flood: some twenty for each of a thousand services.
 const MAX_RECORDS: i64 = 20_000;
+/// Most services that are verified for one question.
+const MAX_VERIFIED: usize = 64;
+/// After the first sign that an instance is gone, before its type is browsed anew: there are more signs to come.
+const SUSPECT: Duration = Duration::from_millis(100);
+/// How long mdns-sd may take to tell again what it knows.
+const TELL_AGAIN: Duration = Duration::from_millis(500);
+/// Most instances that are suspected at a time.
+const MAX_SUSPECTS: usize = 256;
 /// Events between mdns-sd and us, besides those that it holds itself.
 const EVENTS: usize = 64;
 
@@ -107,8 +117,36 @@ impl Drop for Daemon {
     }
 }
 
-/// What a browse says, and the number of the round in which it was begun.
-type Heard = (u64, Option<ServiceEvent>);
+/// What a browse says; `None`: it has ended.
+struct Heard {
+    browse: usize,
+    /// The how manieth time it was begun.
+    time: u64,
+    event: Option<ServiceEvent>,
+}
+
+/// The browses, by their place in `names`.
+struct Browses {
+    daemon: Daemon,
+    names: Vec<String>,
+    times: Vec<u64>,
+    sender: mpsc::Sender<Heard>,
+    listeners: JoinSet<()>,
+}
+
+/// Instances that are perhaps gone.
+#[derive(Default)]
+struct Suspects {
+    names: BTreeSet<String>,
+    /// When their types are browsed anew, and then, when who was not told again is gone.
+    next: Option<(Instant, Step)>,
+}
+
+#[derive(Clone, Copy)]
+enum Step {
+    Browse,
+    Remove,
+}
 
 impl Browsing {
     /// Goes on until something breaks.
@@ -125,78 +163,77 @@ impl Browsing {
         daemon.0.enable_interface(self.on.clone()).map_err(failed)?;
         let mut instances = Instances::new(self.source, self.web, self.adapt);
         let (sender, mut heard) = mpsc::channel::<Heard>(EVENTS);
-        let mut listeners = JoinSet::new();
-        let mut round = 0;
-        self.browse(&daemon.0, round, &sender, &mut listeners)?;
+        let mut browses = Browses::new(daemon, &self.types, sender);
+        browses.begin(|_| true)?;
         outlet.looking().await;
+        let mut suspects = Suspects::default();
         let mut looked_round = Some(Instant::now() + ROUND);
         let mut measure = Instant::now() + MEASURE_EVERY;
         loop {
-            tokio::select! {
-                Some((of_round, event)) = heard.recv() => match event {
-                    Some(event) => {
-                        for told in self.hear(&mut instances, event) {
-                            match told {
-                                Told::Seen(sighting) => outlet.seen(*sighting).await,
-                                Told::Gone(id) => outlet.gone(&id).await,
-                            }
-                        }
+            let told = tokio::select! {
+                Some(heard) = heard.recv() => match heard.event {
+                    Some(event) => self.hear(&mut instances, &mut suspects, event),
+                    // It was begun anew.
+                    None if browses.times.get(heard.browse) != Some(&heard.time) => Vec::new(),
+                    None => {
+                        let why = "more multicast DNS came in than can be dealt with".to_owned();
+                        return Err(SourceError::Failed(why));
                     }
-                    // It was replaced by that of a later round.
-                    None if of_round < round => {}
-                    None => return Err(SourceError::Failed("more multicast DNS came in than can be dealt with".into())),
                 },
-                ask = outlet.asked() => match ask {
-                    Ask::Verify { keys, .. } => {
-                        for key in keys.into_iter().filter(|key| key.source == self.source) {
-                            daemon.0.verify(key.id, VERIFY).map_err(failed)?;
-                        }
+                ask = outlet.asked() => {
+                    match ask {
+                        Ask::Verify { keys, .. } => browses.verify(keys.into_iter().filter(|key| key.source == self.source))?,
+                        Ask::LookAgain => browses.begin(|_| true)?,
                     }
-                    Ask::LookAgain => {
-                        round += 1;
-                        self.browse(&daemon.0, round, &sender, &mut listeners)?;
+                    Vec::new()
+                }
+                step = suspects.step() => match step {
+                    Step::Browse => {
+                        browses.begin(|name| suspects.names.iter().any(|suspect| suspect.ends_with(&format!(".{name}"))))?;
+                        Vec::new()
+                    }
+                    Step::Remove => {
+                        let gone = std::mem::take(&mut suspects.names);
+                        gone.iter().flat_map(|name| instances.removed(name)).collect()
                     }
                 },
                 () = sleep_until(looked_round.unwrap_or(measure)), if looked_round.is_some() => {
                     looked_round = None;
                     outlet.looked_round().await;
+                    Vec::new()
                 }
                 () = sleep_until(measure) => {
                     measure = Instant::now() + MEASURE_EVERY;
-                    check_size(&daemon.0).await?;
+                    check_size(&browses.daemon.0).await?;
+                    Vec::new()
+                }
+            };
+            for told in told {
+                match told {
+                    Told::Seen(sighting) => outlet.seen(*sighting).await,
+                    Told::Gone(id) => outlet.gone(&id).await,
                 }
             }
         }
     }
 
-    /// Begins to browse, or begins anew: then the daemon asks again, and tells again what it knows.
-    fn browse(
-        &self,
-        daemon: &ServiceDaemon,
-        round: u64,
-        sender: &mpsc::Sender<Heard>,
-        listeners: &mut JoinSet<()>,
-    ) -> Result<(), SourceError> {
-        while listeners.try_join_next().is_some() {}
-        let plain = self.types.iter().map(|kind| format!("{}.local.", kind.as_str()));
-        let subtypes = SUBTYPES.iter().map(|(subtype, kind)| format!("{subtype}._sub.{kind}.local."));
-        for name in plain.chain(subtypes) {
-            let events = daemon.browse(&name).map_err(failed)?;
-            listeners.spawn(listen(events, round, sender.clone()));
-        }
-        Ok(())
-    }
-
-    fn hear(&self, instances: &mut Instances, event: ServiceEvent) -> Vec<Told> {
+    fn hear(&self, instances: &mut Instances, suspects: &mut Suspects, event: ServiceEvent) -> Vec<Told> {
         match event {
             ServiceEvent::ServiceResolved(resolved) => {
                 let Some((subtype, kind)) = self.browsed(&resolved.ty_domain) else { return Vec::new() };
                 let Some(found) = found(&resolved, kind) else { return Vec::new() };
+                if subtype.is_none() {
+                    suspects.names.remove(&resolved.fullname);
+                }
                 instances.resolved(&resolved.fullname, found, subtype)
             }
             ServiceEvent::ServiceRemoved(name, fullname) => match self.browsed(&name) {
                 Some((None, _)) => instances.removed(&fullname),
-                Some((Some(subtype), _)) => instances.lost_subtype(&fullname, subtype),
+                Some((Some(subtype), _)) => {
+                    let told = instances.lost_subtype(&fullname, subtype);
+                    suspects.add(fullname);
+                    told
+                }
                 None => Vec::new(),
             },
             ServiceEvent::SearchStarted(_)
@@ -223,13 +260,68 @@ impl Browsing {
     }
 }
 
-async fn listen(events: Receiver<ServiceEvent>, round: u64, sender: mpsc::Sender<Heard>) {
+impl Browses {
+    fn new(daemon: Daemon, types: &[ServiceType], sender: mpsc::Sender<Heard>) -> Browses {
+        let plain = types.iter().map(|kind| format!("{}.local.", kind.as_str()));
+        let subtypes = SUBTYPES.iter().map(|(subtype, kind)| format!("{subtype}._sub.{kind}.local."));
+        let names: Vec<String> = plain.chain(subtypes).collect();
+        Browses { daemon, times: vec![0; names.len()], names, sender, listeners: JoinSet::new() }
+    }
+
+    /// Begins to browse by those names, or begins anew: then the daemon asks again, and tells again what it knows.
+    fn begin(&mut self, wanted: impl Fn(&str) -> bool) -> Result<(), SourceError> {
+        while self.listeners.try_join_next().is_some() {}
+        for (browse, (name, time)) in self.names.iter().zip(&mut self.times).enumerate() {
+            if wanted(name) {
+                let events = self.daemon.0.browse(name).map_err(failed)?;
+                *time += 1;
+                self.listeners.spawn(listen(events, browse, *time, self.sender.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    fn verify(&self, keys: impl Iterator<Item = SightingKey>) -> Result<(), SourceError> {
+        for key in keys.take(MAX_VERIFIED) {
+            match self.daemon.0.verify(key.id, VERIFY) {
+                // It is busy. Who still doubts will ask again.
+                Ok(()) | Err(mdns_sd::Error::Again) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Suspects {
+    /// An instance has lost a subtype, or all: mdns-sd tells only one of the browses that would have to know when the records of an
+    /// instance run out.
+    fn add(&mut self, name: String) {
+        if self.names.len() < MAX_SUSPECTS {
+            self.names.insert(name);
+        }
+        self.next.get_or_insert_with(|| (Instant::now() + SUSPECT, Step::Browse));
+    }
+
+    /// Cancel safe.
+    async fn step(&mut self) -> Step {
+        let Some((at, step)) = self.next else { return std::future::pending().await };
+        sleep_until(at).await;
+        self.next = match step {
+            Step::Browse if !self.names.is_empty() => Some((Instant::now() + TELL_AGAIN, Step::Remove)),
+            Step::Browse | Step::Remove => None,
+        };
+        step
+    }
+}
+
+async fn listen(events: Receiver<ServiceEvent>, browse: usize, time: u64, sender: mpsc::Sender<Heard>) {
     while let Ok(event) = events.recv_async().await {
-        if sender.send((round, Some(event))).await.is_err() {
+        if sender.send(Heard { browse, time, event: Some(event) }).await.is_err() {
             return;
         }
     }
-    let _ = sender.send((round, None)).await;
+    let _ = sender.send(Heard { browse, time, event: None }).await;
 }
 
 fn found(resolved: &ResolvedService, kind: &ServiceType) -> Option<Found> {

@@ -537,7 +537,7 @@ impl Merge {
         device.standing = match &told.device.standing {
             Standing::Plain | Standing::Moved if told.moves(&view) => Standing::Moved,
             Standing::Moved if told.accepted => Standing::Plain,
-            standing => standing.clone(),
+            standing @ (Standing::Plain | Standing::Moved | Standing::Impostor { .. }) => standing.clone(),
         };
         if device == told.device {
             return;
@@ -694,7 +694,7 @@ impl View {
                 .members
                 .iter()
                 .any(|entry| entry.sighting.uuid.is_some() && has_service_uuid(entry.sighting.key.source)),
-            host: device.as_ref().and_then(|device| host_key(device)),
+            host: device.as_ref().and_then(host_key),
             macs: identity::macs(cluster),
             candidates,
             device,

@@ -45,6 +45,7 @@ mod ssdp;
 mod supervise;
 mod tasks;
 mod text;
+mod unicast_dns_sd;
 mod ws_discovery;
 mod xml;
 
@@ -106,6 +107,9 @@ const ROUTER_LOOKS: u32 = 10;
 pub struct Discovery {
     merge: Merge,
     events: mpsc::Receiver<SourceEvent>,
+    /// Kept so that there may be no source.
+    #[cfg_attr(not(test), expect(dead_code, reason = "keeps the channel open"))]
+    sender: mpsc::Sender<SourceEvent>,
     asks: broadcast::Sender<Ask>,
     tasks: JoinSet<()>,
     status: watch::Sender<Status>,
@@ -214,6 +218,11 @@ impl Discovery {
                 async move { ws_discovery::run(config, &filter, outlet).await }
             }));
         }
+        if let Some(config) = config.unicast_dns_sd {
+            let (sender, asks) = begin(Source::UnicastDnsSd);
+            let run = move |outlet: Outlet| unicast_dns_sd::run(config.clone(), outlet);
+            tasks.spawn(supervise(Source::UnicastDnsSd, sender, asks, run));
+        }
         if let Some(config) = config.local {
             let (sender, asks) = begin(Source::Local);
             let run = move |outlet: Outlet| local::run(config.clone(), outlet);
@@ -222,7 +231,7 @@ impl Discovery {
         let first_rounds: BTreeSet<Source> =
             on.iter().copied().filter(|source| *source == Source::DnsSd).collect();
         let merge = Merge::new(
-            std::time::Instant::now(),
+            Instant::now().into_std(),
             Limits::default(),
             around.network.clone(),
             around.surroundings.clone(),
@@ -232,7 +241,7 @@ impl Discovery {
         let sources = on.into_iter().map(|source| (source, starting.clone())).collect();
         let network = around.network.clone();
         let (status, _) = watch::channel(Status { sources, left_out: LeftOut::default(), network });
-        Discovery { merge, events, asks, tasks, status, around, over: false }
+        Discovery { merge, events, sender, asks, tasks, status, around, over: false }
     }
 
     /// What becomes of a device. `None` only after [`shutdown`](Self::shutdown).
@@ -254,11 +263,7 @@ impl Discovery {
                 }
             };
             tokio::select! {
-                event = self.events.recv() => match event {
-                    Some(event) => self.handle(event),
-                    // No source is on. There may be none in a configuration, and then nothing is found.
-                    None => sleep_until(now + LOOK_EVERY).await,
-                },
+                Some(event) = self.events.recv() => self.handle(event),
                 () = timer => {}
                 () = sleep_until(self.around.next) => self.look_around(),
                 change = self.around.sleep.changed() => {
@@ -307,7 +312,7 @@ impl Discovery {
 
     /// A device that has [moved](Standing::Moved) is the right one, says the user.
     pub fn accept(&mut self, identity: &Identity) {
-        self.merge.accept(std::time::Instant::now(), identity);
+        self.merge.accept(Instant::now().into_std(), identity);
     }
 
     /// Stops looking. Dropping does it as well.
@@ -322,7 +327,7 @@ impl Discovery {
     }
 
     fn handle(&mut self, event: SourceEvent) {
-        let now = std::time::Instant::now();
+        let now = Instant::now().into_std();
         let (source, state) = match event {
             SourceEvent::Sighting(sighting) => return self.merge.handle_event(now, sighting),
             SourceEvent::Started { source, again } => {
@@ -374,7 +379,7 @@ impl Discovery {
         }
         if self.around.surroundings != surroundings {
             debug!("the machine's interfaces changed: looking again");
-            self.merge.set_surroundings(std::time::Instant::now(), self.around.surroundings.clone());
+            self.merge.set_surroundings(Instant::now().into_std(), self.around.surroundings.clone());
             self.look_again();
         }
     }

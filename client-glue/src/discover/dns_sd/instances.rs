@@ -10,13 +10,13 @@ const MAX_INSTANCES: usize = 2048;
 
 /// What is to be told.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Told {
+pub(in crate::discover) enum Told {
     Seen(Box<Sighting>),
     Gone(String),
 }
 
 /// See the module's text.
-pub(super) struct Instances {
+pub(in crate::discover) struct Instances {
     source: Source,
     /// Web pages are told whoever has them, and not only those of hosts that print or scan.
     web: bool,
@@ -31,12 +31,21 @@ struct Instance {
 }
 
 impl Instances {
-    pub(super) fn new(source: Source, web: bool, adapt: fn(Sighting) -> Option<Sighting>) -> Instances {
+    pub(in crate::discover) fn new(
+        source: Source,
+        web: bool,
+        adapt: fn(Sighting) -> Option<Sighting>,
+    ) -> Instances {
         Instances { source, web, adapt, known: BTreeMap::new() }
     }
 
     /// An instance was found, by its type or by a subtype, or has changed.
-    pub(super) fn resolved(&mut self, id: &str, found: Found, subtype: Option<&'static str>) -> Vec<Told> {
+    pub(in crate::discover) fn resolved(
+        &mut self,
+        id: &str,
+        found: Found,
+        subtype: Option<&'static str>,
+    ) -> Vec<Told> {
         if self.known.len() >= MAX_INSTANCES && !self.known.contains_key(id) {
             return Vec::new();
         }
@@ -55,8 +64,33 @@ impl Instances {
         told
     }
 
+    /// An instance was found, or has changed, and has these subtypes and no others.
+    pub(in crate::discover) fn replaced(
+        &mut self,
+        id: &str,
+        found: Found,
+        subtypes: BTreeSet<&'static str>,
+    ) -> Vec<Told> {
+        if let Some(known) = self.known.get_mut(id) {
+            if known.found == found && known.subtypes == subtypes {
+                return Vec::new();
+            }
+            known.subtypes = subtypes;
+            return self.resolved(id, found, None);
+        }
+        let mut told = self.resolved(id, found, None);
+        if !subtypes.is_empty()
+            && let Some(known) = self.known.get_mut(id)
+        {
+            known.subtypes = subtypes;
+            told.retain(|told| !matches!(told, Told::Seen(seen) if seen.key.id == id));
+            told.extend(self.tell(id));
+        }
+        told
+    }
+
     /// An instance is gone.
-    pub(super) fn removed(&mut self, id: &str) -> Vec<Told> {
+    pub(in crate::discover) fn removed(&mut self, id: &str) -> Vec<Told> {
         let Some(instance) = self.known.remove(id) else { return Vec::new() };
         let mut told = Vec::new();
         if instance.told {
@@ -67,7 +101,7 @@ impl Instances {
     }
 
     /// An instance does not have that subtype any more.
-    pub(super) fn lost_subtype(&mut self, id: &str, subtype: &str) -> Vec<Told> {
+    pub(in crate::discover) fn lost_subtype(&mut self, id: &str, subtype: &str) -> Vec<Told> {
         let had = self.known.get_mut(id).is_some_and(|instance| instance.subtypes.remove(subtype));
         if had { self.tell(id) } else { Vec::new() }
     }

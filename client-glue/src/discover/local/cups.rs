@@ -3,12 +3,7 @@
 //! All of them, whether CUPS shares them in the network or not: who prints to a queue through the tunnel is its user, who named it. Their
 //! texts are cleaned like those of the network, from which many a queue has them.
 
-use std::{
-    collections::BTreeMap,
-    io::Cursor,
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{collections::BTreeMap, io::Cursor, net::SocketAddr, time::Duration};
 
 use ipp::{
     attribute::{IppAttribute, IppAttributeGroup, IppAttributeName, IppAttributes},
@@ -135,7 +130,7 @@ fn sighting(queue: &IppAttributeGroup, address: SocketAddr) -> Option<Sighting> 
     seen.make_and_model = text("printer-make-and-model").and_then(|model| clean::text(model.as_bytes()));
     seen.location = text("printer-location").and_then(|place| clean::text(place.as_bytes()));
     seen.name = Some(instance.clone());
-    seen.addresses = vec![loopback(address)];
+    seen.addresses = vec![address.ip()];
     let yes = |yes: bool| if yes { "T" } else { "F" }.to_owned();
     let color =
         matches!(queue.get("color-supported").map(IppAttribute::value), Some(IppValue::Boolean(true)));
@@ -173,22 +168,17 @@ fn sighting(queue: &IppAttributeGroup, address: SocketAddr) -> Option<Sighting> 
     Some(seen)
 }
 
-fn loopback(address: SocketAddr) -> IpAddr {
-    address.ip()
-}
-
 fn texts(queue: &IppAttributeGroup, name: &str) -> Vec<String> {
-    let text = |value: &IppValue| match value {
-        IppValue::TextWithoutLanguage(text) | IppValue::TextWithLanguage { text, .. } => {
-            Some(text.to_string())
-        }
-        IppValue::NameWithoutLanguage(name) | IppValue::NameWithLanguage { name, .. } => {
-            Some(name.to_string())
-        }
-        IppValue::Uri(uri) => Some(uri.to_string()),
-        IppValue::Keyword(keyword) => Some(keyword.to_string()),
-        IppValue::MimeMediaType(format) => Some(format.to_string()),
-        _ => None,
+    let text = |value: &IppValue| {
+        let text = value
+            .as_text_without_language()
+            .map(|text| text.to_string())
+            .or_else(|| value.as_text_with_language().map(|(_, text)| text.to_string()))
+            .or_else(|| value.as_name_without_language().map(|name| name.to_string()))
+            .or_else(|| value.as_name_with_language().map(|(_, name)| name.to_string()))
+            .or_else(|| value.as_uri().map(|uri| uri.to_string()))
+            .or_else(|| value.as_keyword().map(|keyword| keyword.to_string()));
+        text.or_else(|| value.as_mime_media_type().map(|format| format.to_string()))
     };
     match queue.get(name).map(IppAttribute::value) {
         Some(IppValue::Array(values)) => values.iter().take(256).filter_map(text).collect(),

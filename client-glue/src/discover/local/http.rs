@@ -41,9 +41,12 @@ pub(super) async fn post(address: SocketAddr, content_type: &str, body: &[u8]) -
 }
 
 async fn exchange(address: SocketAddr, content_type: &str, body: &[u8]) -> Result<Vec<u8>, HttpError> {
-    let mut stream = TcpStream::connect(address).await.map_err(|error| match error.kind() {
-        io::ErrorKind::ConnectionRefused => HttpError::Nobody(address),
-        _ => HttpError::Io(error),
+    let mut stream = TcpStream::connect(address).await.map_err(|error| {
+        if error.kind() == io::ErrorKind::ConnectionRefused {
+            HttpError::Nobody(address)
+        } else {
+            error.into()
+        }
     })?;
     // Of version 1.0, so that the answer ends where the connection does.
     let head = format!(

@@ -87,11 +87,8 @@ fn places<'a>(sorted: &[&'a Entry]) -> Vec<Vec<&'a Entry>> {
             Some(host) if names_hosts(source) => Spot::Host(source, host.as_str().to_ascii_lowercase()),
             Some(_) | None => Spot::Alone(source, &sighting.key.id),
         };
-        let joins = |place: &Place<'_>| {
-            !place.this_machine
-                && !sighting.this_machine
-                && !(names_hosts(source) && place.named_by.contains(&source))
-        };
+        let named_apart = |place: &Place<'_>| names_hosts(source) && place.named_by.contains(&source);
+        let joins = |place: &Place<'_>| !(place.this_machine || sighting.this_machine || named_apart(place));
         let index = spots.get(&spot).copied().or_else(|| {
             let there = entry.addresses.iter().filter_map(|address| at_address.get(address)).flatten();
             there.copied().find(|index| places.get(*index).is_some_and(joins))
