@@ -287,4 +287,4 @@ fn table(found: &[&Notice], config: &DiscoverConfig, time: Duration) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
