@@ -102,6 +102,7 @@ impl World {
             port,
             name: name.as_bytes(),
             description: b"",
+            info: None,
         };
         let id = self.client.add_service(new).unwrap();
         self.services.insert(id, service);
@@ -298,9 +299,14 @@ fn on_client_event(
             far[index].reset = true;
         }
         Event::Ready { .. } | Event::Writable { .. } | Event::Disconnecting { .. } => {}
-        Event::ServiceAdded(_)
+        Event::ServiceDescribed { .. }
+        | Event::ServiceAdded(_)
         | Event::ServiceRejected { .. }
         | Event::ServiceRemoved { .. }
+        | Event::NameAsked { .. }
+        | Event::NameAnswered { .. }
+        | Event::DomainAdded { .. }
+        | Event::DomainRemoved { .. }
         | Event::Accepted { .. }
         | Event::Refused { .. }
         | Event::Migrate => panic!("the client was told {event:?}"),

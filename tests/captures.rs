@@ -95,10 +95,19 @@ fn socket(message: &Message<'_>) -> Option<u16> {
             | ClientMessage::SocketReset { socket },
         ) => socket,
         Body::TunnelServer(
-            ServerMessage::Init { .. } | ServerMessage::ServiceIpMap { .. } | ServerMessage::ProbeAck { .. },
+            ServerMessage::Init { .. }
+            | ServerMessage::ServiceIpMap { .. }
+            | ServerMessage::ProbeAck { .. }
+            | ServerMessage::NameQuery { .. },
         )
         | Body::TunnelClient(
-            ClientMessage::ServiceAdd(_) | ClientMessage::ServiceRemove { .. } | ClientMessage::Probe { .. },
+            ClientMessage::ServiceAdd(_)
+            | ClientMessage::ServiceRemove { .. }
+            | ClientMessage::Probe { .. }
+            | ClientMessage::ServiceInfo { .. }
+            | ClientMessage::NameAnswer { .. }
+            | ClientMessage::DomainAdd { .. }
+            | ClientMessage::DomainRemove { .. },
         )
         | Body::BaseServer(_)
         | Body::BaseClient(_)

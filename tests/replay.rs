@@ -2,6 +2,7 @@
 
 mod live;
 mod live_serve;
+mod names;
 mod tape;
 
 use std::collections::BTreeSet;

@@ -45,6 +45,7 @@ local SERVER_MESSAGES = {
     [107] = "socket_closed_ack",
     [108] = "socket_token",
     [109] = "probe_ack",
+    [110] = "name_query",
 }
 
 local CLIENT_MESSAGES = {
@@ -65,6 +66,10 @@ local CLIENT_MESSAGES = {
     [109] = "socket_token",
     [110] = "socket_reset",
     [111] = "probe",
+    [112] = "service_info",
+    [113] = "name_answer",
+    [114] = "domain_add",
+    [115] = "domain_remove",
 }
 
 local CHANNELS = {
@@ -94,6 +99,8 @@ local TUNNEL_CAPS = {
     [1] = "RESET",
     [2] = "SERVICE_REMOVE",
     [3] = "PROBE",
+    [4] = "SERVICE_INFO",
+    [5] = "NAMES",
 }
 
 local LINK_CODES = {
@@ -110,6 +117,7 @@ local LINK_CODES = {
 }
 
 local MECHANISMS = { [1] = "ticket", [2] = "SASL" }
+local NAME_STATUSES = { [0] = "found", [1] = "no such name", [2] = "failed", [3] = "refused" }
 local SERVICE_TYPES = { [1] = "generic", [2] = "IPP" }
 local ADDRESS_TYPES = { [0] = "none", [1] = "IPv4" }
 local SEVERITIES = { [0] = "info", [1] = "warn", [2] = "error" }
@@ -129,6 +137,17 @@ local MINI_HEADER_LEN = 6
 local MAX_BODY = 2 * 1024 * 1024
 -- Longest name and description of a service.
 local MAX_TEXT = 1024
+-- Of what a service says of itself.
+local MAX_INFO = 8192
+local MAX_ADVERTS = 8
+local MAX_SUBTYPES = 8
+local MAX_TXT = 1300
+local MAX_LABEL = 63
+local MAX_HOST = 253
+-- Domains that mean another thing on every host.
+local SPECIAL_DOMAINS = {
+    "local", "localhost", "invalid", "onion", "alt", "in-addr.arpa", "ip6.arpa", "ipv4only.arpa", "resolver.arpa",
+}
 
 -- Fields.
 
@@ -191,6 +210,18 @@ field("address_type", ProtoField.uint16, "Address type", base.DEC, ADDRESS_TYPES
 field("address", ProtoField.ipv4, "Address")
 field("socket", ProtoField.uint16, "Socket", base.DEC)
 field("probe", ProtoField.uint32, "Probe", base.DEC)
+field("query", ProtoField.uint32, "Query", base.DEC)
+field("status", ProtoField.uint8, "Status", base.DEC, NAME_STATUSES)
+field("ttl", ProtoField.uint32, "Seconds for which it holds", base.DEC)
+field("identity", ProtoField.string, "Identity")
+field("host", ProtoField.string, "Host")
+field("adverts", ProtoField.uint8, "Adverts", base.DEC)
+field("advert_type", ProtoField.string, "Type")
+field("instance", ProtoField.string, "Instance")
+field("subtypes", ProtoField.uint8, "Subtypes", base.DEC)
+field("subtype", ProtoField.string, "Subtype")
+field("txt_length", ProtoField.uint16, "Length of the TXT data", base.DEC)
+field("txt", ProtoField.string, "TXT")
 field("tokens", ProtoField.uint32, "Tokens", base.DEC)
 field("payload", ProtoField.bytes, "Payload")
 
@@ -313,6 +344,33 @@ function Reader:pointed(key, offset, fixed)
     return fixed
 end
 
+-- A text behind its length, which `judge` takes or says what is expected instead. "" behind a fault, and where `may_be_empty`
+-- says that none is fine.
+function Reader:counted(key, judge, may_be_empty)
+    local length_range = self:take(1, key)
+    local length = length_range and length_range:uint() or 0
+    if length == 0 then
+        if not may_be_empty then
+            self:fail("the %s is empty", key)
+        end
+        return ""
+    end
+    local range = self:take(length, key)
+    if not range then
+        return ""
+    end
+    self:judged(key, range:raw(), judge)
+    self.tree:add(f[key], range, range:string(ENC_UTF_8))
+    return range:string(ENC_UTF_8)
+end
+
+function Reader:judged(key, text, judge)
+    local expected = judge(text)
+    if expected then
+        self:fail("the %s: expected %s", key, expected)
+    end
+end
+
 -- TunnelIpInfo. Gives a text.
 function Reader:address()
     local kind = self:number("address_type", 2)
@@ -331,6 +389,110 @@ function Reader:address()
     return tostring(range:ipv4())
 end
 
+-- Texts of the extensions. Each judge gives nil, or what is expected.
+
+-- The characters of a text, or nil where it is not UTF-8.
+local function characters(text)
+    local found, at = {}, 1
+    while at <= #text do
+        local first = text:byte(at)
+        local more, code, least
+        if first < 0x80 then
+            more, code, least = 0, first, 0
+        elseif first >= 0xc2 and first < 0xe0 then
+            more, code, least = 1, first - 0xc0, 0x80
+        elseif first >= 0xe0 and first < 0xf0 then
+            more, code, least = 2, first - 0xe0, 0x800
+        elseif first >= 0xf0 and first < 0xf5 then
+            more, code, least = 3, first - 0xf0, 0x10000
+        else
+            return nil
+        end
+        for behind = 1, more do
+            local byte = text:byte(at + behind)
+            if not byte or byte < 0x80 or byte > 0xbf then
+                return nil
+            end
+            code = code * 64 + byte - 0x80
+        end
+        if code < least or code > 0x10ffff or (code >= 0xd800 and code <= 0xdfff) then
+            return nil
+        end
+        found[#found + 1] = code
+        at = at + 1 + more
+    end
+    return found
+end
+
+-- Characters that control instead of being read: first and last of each range.
+local UNCLEAN = {
+    { 0, 0x1f }, { 0x7f, 0x9f }, { 0xad, 0xad }, { 0x61c, 0x61c }, { 0x180e, 0x180e }, { 0x200b, 0x200f },
+    { 0x2028, 0x202e }, { 0x2060, 0x206f }, { 0xfeff, 0xfeff }, { 0xfff0, 0xffff }, { 0xe0000, 0xe0fff },
+}
+
+local function clean(text)
+    local found = characters(text)
+    for _, code in ipairs(found or {}) do
+        for _, range in ipairs(UNCLEAN) do
+            if code >= range[1] and code <= range[2] then
+                return "clean text"
+            end
+        end
+    end
+    return not found and "UTF-8" or nil
+end
+
+local function label(text)
+    return #text > MAX_LABEL and "at most 63 bytes" or clean(text)
+end
+
+local function host_name(text)
+    if #text > MAX_HOST then
+        return "at most 253 bytes"
+    end
+    for part in (text .. "."):gmatch("([^.]*)%.") do
+        if #part < 1 or #part > MAX_LABEL or part:find("[^A-Za-z0-9_\128-\255-]") then
+            return "a host name"
+        end
+    end
+    return clean(text)
+end
+
+local function lower_case(text)
+    return text:find("[A-Z]") and "lower case" or host_name(text)
+end
+
+local function domain(text)
+    local last = text:match("%.([^.]*)$")
+    if not last or not last:find("[^0-9]") then
+        return "a domain of at least two labels"
+    end
+    local dotted = "." .. text:lower()
+    for _, special in ipairs(SPECIAL_DOMAINS) do
+        if dotted:sub(-#special - 1) == "." .. special then
+            return "a domain that not every host has for itself"
+        end
+    end
+    return host_name(text)
+end
+
+local function service_type(text)
+    local name = text:lower():match("^_([a-z0-9-]+)%._tcp$")
+    if not name or #name > 15 or name:find("^-") or name:find("-$") then
+        return "a service type, _name._tcp"
+    end
+    return nil
+end
+
+local function txt_entry(text)
+    local key, value = text:match("^([^=]*)=(.*)$")
+    key = key or text
+    if key == "" or key:find("[^\32-\126]") then
+        return "key=value"
+    end
+    return clean(value or "")
+end
+
 -- What is written behind the message's name, by field.
 local SHOWN = {
     max_sockets = "%.0f sockets",
@@ -342,6 +504,7 @@ local SHOWN = {
     window = "window %.0f",
     ping_id = "id %.0f",
     probe = "id %.0f",
+    query = "query %.0f",
     reason = "reason %.0f",
 }
 
@@ -428,6 +591,90 @@ local function service_add(body, message, conversation)
     return string.format("service %.0f group %.0f port %.0f", message.service, group, port)
 end
 
+-- The strings of a TXT record.
+local function txt(body)
+    local length = body:number("txt_length", 2)
+    local stop = body.at + length
+    if length > MAX_TXT then
+        body:fail("TXT data: expected at most %d bytes, got %d", MAX_TXT, length)
+    elseif stop > body.stop then
+        body:fail("the TXT data does not fit")
+    end
+    local keys = {}
+    while not body.fault and body.at < stop do
+        local entry = body:counted("txt", txt_entry)
+        local key = entry:match("^[^=]*"):lower()
+        if body.at > stop then
+            body:fail("an entry of the TXT data does not fit into it")
+        elseif keys[key] then
+            body:fail("the TXT data has a key twice")
+        end
+        keys[key] = true
+    end
+end
+
+local function service_info(body, message)
+    message.service = body:number("service", 4)
+    local length = body.stop - body.at
+    if length > MAX_INFO then
+        body:fail("expected at most %d bytes behind the service, got %d", MAX_INFO, length)
+    end
+    local shown = { string.format("service %.0f", message.service) }
+    shown[#shown + 1] = body:counted("identity", clean, true)
+    shown[#shown + 1] = body:counted("host", host_name, true)
+    local adverts = body:number("adverts", 1)
+    if adverts > MAX_ADVERTS then
+        body:fail("adverts: expected at most %d, got %d", MAX_ADVERTS, adverts)
+    end
+    for _ = 1, adverts do
+        if body.fault then
+            break
+        end
+        shown[#shown + 1] = body:counted("advert_type", service_type)
+        shown[#shown + 1] = '"' .. body:counted("instance", label) .. '"'
+        local subtypes = body:number("subtypes", 1)
+        if subtypes > MAX_SUBTYPES then
+            body:fail("subtypes: expected at most %d, got %d", MAX_SUBTYPES, subtypes)
+        end
+        for _ = 1, subtypes do
+            body:counted("subtype", label)
+        end
+        txt(body)
+    end
+    local words = {}
+    for _, word in ipairs(shown) do
+        if word ~= "" then
+            words[#words + 1] = word
+        end
+    end
+    return table.concat(words, " ")
+end
+
+local function name_query(body)
+    local query = body:number("query", 4)
+    return string.format("query %.0f %s", query, body:counted("host", lower_case))
+end
+
+local function name_answer(body)
+    local query = body:number("query", 4)
+    local status = body:number("status", 1)
+    local group = body:number("group", 4)
+    local ttl = body:number("ttl", 4)
+    local text = NAME_STATUSES[status]
+    if not text then
+        body:fail("status: expected 0 (found) to 3 (refused), got %d", status)
+    elseif status ~= 0 and (group ~= 0 or ttl ~= 0) then
+        body:fail("expected no group and no time where nothing was found")
+    elseif status == 0 then
+        text = string.format("found group %.0f for %.0f s", group, ttl)
+    end
+    return string.format("query %.0f %s", query, text or "?")
+end
+
+local function domain_name(body)
+    return body:counted("host", domain)
+end
+
 local function wait_for_channels(body)
     local count = body:number("wait_count", 1)
     for _ = 1, count do
@@ -499,6 +746,7 @@ local SERVER_BODIES = {
     socket_closed_ack = numbers("socket", 2),
     socket_token = numbers("socket", 2, "tokens", 4),
     probe_ack = numbers("probe", 4),
+    name_query = name_query,
 }
 
 local CLIENT_BODIES = {
@@ -519,6 +767,10 @@ local CLIENT_BODIES = {
     socket_token = numbers("socket", 2, "tokens", 4),
     socket_reset = numbers("socket", 2),
     probe = numbers("probe", 4),
+    service_info = service_info,
+    name_answer = name_answer,
+    domain_add = domain_name,
+    domain_remove = domain_name,
 }
 
 local SIDES = {

@@ -50,6 +50,7 @@ async fn serve(listener: TcpListener, guest: Guest, maps: bool) -> Heard {
     let mut heard = Heard::new();
     let mut coming = Vec::new();
     let mut bytes = Vec::new();
+    let mut described = None;
     loop {
         flush(&mut server, &mut stream).await;
         let Ok(Split::Frame { frame, consumed }) = split(linked.header, server.max_body(), &bytes) else {
@@ -66,6 +67,7 @@ async fn serve(listener: TcpListener, guest: Guest, maps: bool) -> Heard {
         let Some(event) = server.handle_frame(Instant::now(), frame).unwrap() else { continue };
         match event {
             Event::ServiceAdded(add) => {
+                assert_eq!(described.take(), Some((add.service, super::tape::described())));
                 if maps {
                     server.map_service(add.service, [10, 0, 2, 31].into()).unwrap();
                 }
@@ -98,11 +100,16 @@ async fn serve(listener: TcpListener, guest: Guest, maps: bool) -> Heard {
                     server.open(ServiceId(0)).unwrap();
                 }
             }
+            Event::ServiceDescribed { service, info } => described = Some((service, info.info())),
             Event::Disconnecting { .. } => {}
             Event::Ready { .. }
             | Event::ServiceRejected { .. }
             | Event::ServiceRemoved { .. }
             | Event::ServiceMapped { .. }
+            | Event::NameAsked { .. }
+            | Event::NameAnswered { .. }
+            | Event::DomainAdded { .. }
+            | Event::DomainRemoved { .. }
             | Event::Open { .. }
             | Event::Writable { .. }
             | Event::PeerClosed { .. }

@@ -7,8 +7,10 @@ use std::time::Duration;
 use spice_proto::frame::{Header, HeaderForm};
 use spice_proto::link::{LinkError, LinkMess, LinkReply, LinkVersion, PUBLIC_KEY_LEN, TICKET_LEN, Welcome};
 use spice_proto::names::Sender;
+use spice_proto::service_info::{Advert, HostName, Identity, Label, ServiceInfo, ServiceType, Txt};
 use spice_proto::tunnel::{
-    ClientMessage, GroupId, IpInfo, Layout, ServerMessage, ServiceAdd, ServiceId, ServiceKind, SocketId,
+    ClientMessage, GroupId, InfoBody, IpInfo, Layout, NameAnswer, QueryId, ServerMessage, ServiceAdd,
+    ServiceId, ServiceKind, SocketId,
 };
 use spice_tunnel::capture::dissect::{self, Item, What};
 use spice_tunnel::capture::file::Reader;
@@ -115,6 +117,9 @@ impl Tape {
         tape.c(ClientMessage::SocketData { socket: SocketId(0), payload: b"world" });
         tape.c(ClientMessage::SocketClosed { socket: SocketId(0) });
         tape.s(ServerMessage::SocketClosedAck { socket: SocketId(0) });
+        // The service says something else of itself.
+        tape.describes(0, &ServiceInfo::default());
+        tape.names();
         // Refused; reset from either end.
         tape.s(ServerMessage::SocketOpen { socket: SocketId(0), service: ServiceId(0), tokens: 64 });
         tape.c(ClientMessage::SocketOpenNack { socket: SocketId(0) });
@@ -174,7 +179,7 @@ impl Tape {
     fn linked(extended: bool) -> Tape {
         let header = if extended { HeaderForm::Mini } else { HeaderForm::Full };
         let mut tape = Tape::empty(header, Layout::B);
-        let (common_caps, channel_caps) = if extended { (vec![0x0b], vec![7]) } else { (vec![], vec![]) };
+        let (common_caps, channel_caps) = if extended { (vec![0x0b], vec![0x3f]) } else { (vec![], vec![]) };
         let mess = LinkMess {
             session_id: 1,
             channel_type: 7,
@@ -188,6 +193,9 @@ impl Tape {
         tape.mechanism = extended.then_some(1);
         let (max_sockets, max_data) = if extended { (16_384, 32_768) } else { (20, 2048) };
         tape.s(ServerMessage::Init { max_sockets, max_data });
+        if extended {
+            tape.describes(0, &described());
+        }
         tape.c(ClientMessage::ServiceAdd(ServiceAdd {
             kind: ServiceKind::Generic,
             service: ServiceId(0),
@@ -199,6 +207,29 @@ impl Tape {
         let address = IpInfo::V4([10, 0, 2, 31].into());
         tape.s(ServerMessage::ServiceIpMap { service: ServiceId(0), address });
         tape
+    }
+
+    fn describes(&mut self, service: u32, info: &ServiceInfo) {
+        let mut buffer = Vec::new();
+        let info = InfoBody::write(info, &mut buffer);
+        self.c(ClientMessage::ServiceInfo { service: ServiceId(service), info });
+    }
+
+    /// A domain, and names that are asked for in it.
+    fn names(&mut self) {
+        let found = NameAnswer::Found { group: GroupId(0), ttl: 60 };
+        let ask = |query, name| ServerMessage::NameQuery { query: QueryId(query), name };
+        let answer = |query, answer| ClientMessage::NameAnswer { query: QueryId(query), answer };
+        self.c(ClientMessage::DomainAdd { name: "home.arpa" });
+        self.s(ask(0, "nas.home.arpa"));
+        self.s(ask(1, "nobody.home.arpa"));
+        self.c(answer(1, NameAnswer::NoSuchName));
+        self.c(answer(0, found));
+        self.s(ask(2, "home.arpa"));
+        self.c(answer(2, NameAnswer::Failed));
+        self.s(ask(3, "nas.home.arpa"));
+        self.c(ClientMessage::DomainRemove { name: "home.arpa" });
+        self.c(answer(3, NameAnswer::Refused));
     }
 
     fn open(&mut self, socket: u16, service: u32, up: u32, down: u32) {
@@ -263,6 +294,16 @@ impl Tape {
         message.write_body(&mut said.body);
     }
 
+    /// Both ends have other capabilities of the channel.
+    pub(crate) fn negotiate(&mut self, channel_caps: u32) {
+        let (_, mess, reply) = self.link.as_mut().unwrap();
+        mess.channel_caps = vec![channel_caps];
+        match reply {
+            LinkReply::Welcome(welcome) => welcome.channel_caps = vec![channel_caps],
+            LinkReply::Refused(_) => panic!("{reply:?}"),
+        }
+    }
+
     /// The capture misses the packet of a message.
     pub(crate) fn lose(&mut self, at: usize) {
         self.said[at].lost = true;
@@ -321,6 +362,15 @@ impl Tape {
         wire.segment(last, Sender::Client, ACK, &[], false);
         wire.file
     }
+}
+
+/// What the service of a tape says of itself.
+pub(crate) fn described() -> ServiceInfo {
+    let mut txt = Txt::default();
+    txt.push("rp", Some("ipp/print")).unwrap();
+    let kind = ServiceType::new("_http._tcp").unwrap();
+    let advert = Advert { kind, instance: Label::new("box").unwrap(), subtypes: Vec::new(), txt };
+    ServiceInfo::new(Identity::new("uuid:1").ok(), HostName::new("box.local").ok(), vec![advert]).unwrap()
 }
 
 const FIN: u8 = 1;

@@ -9,8 +9,10 @@ use spice_proto::frame::{self, HeaderForm};
 use spice_proto::link::{
     CommonCaps, LinkMess, LinkReply, LinkVersion, MECHANISM_TICKET, PUBLIC_KEY_LEN, TICKET_LEN, Welcome,
 };
+use spice_proto::service_info::{Advert, HostName, Identity, Label, ServiceInfo, ServiceType, Txt};
 use spice_proto::tunnel::{
-    ClientMessage, GroupId, IpInfo, Layout, ServerMessage, ServiceAdd, ServiceId, ServiceKind, SocketId,
+    ClientMessage, GroupId, InfoBody, IpInfo, Layout, NameAnswer, QueryId, ServerMessage, ServiceAdd,
+    ServiceId, ServiceKind, SocketId,
 };
 use spice_tunnel::capture::reassembly::Way;
 
@@ -175,6 +177,25 @@ fn link_stage(version: LinkVersion, common: &[u32]) -> Piecewise {
     vec![(Way::Forth, asked), (Way::Back, reply), (Way::Forth, ticket), (Way::Back, vec![0; 4])]
 }
 
+/// What a printer says of itself.
+fn described() -> ServiceInfo {
+    let mut txt = Txt::default();
+    for (key, value) in [("txtvers", Some("1")), ("note", Some("2. Stöck")), ("Duplex", None)] {
+        txt.push(key, value).unwrap();
+    }
+    let kind = ServiceType::new("_ipp._tcp").unwrap();
+    let subtypes = vec![Label::new("_print").unwrap(), Label::new("_universal").unwrap()];
+    let advert = Advert { kind, instance: Label::new("Büro 2").unwrap(), subtypes, txt };
+    let raw = Advert {
+        kind: ServiceType::new("_pdl-datastream._tcp").unwrap(),
+        instance: Label::new("raw").unwrap(),
+        subtypes: Vec::new(),
+        txt: Txt::default(),
+    };
+    let host = HostName::new("lp-01.local").ok();
+    ServiceInfo::new(Identity::new("uuid:1").ok(), host, vec![advert, raw]).unwrap()
+}
+
 /// Number and body of one message of each kind.
 fn server_bodies() -> Vec<(u16, Vec<u8>)> {
     let (socket, service, tokens) = (SocketId(3), ServiceId(1), 5);
@@ -210,6 +231,7 @@ fn server_bodies() -> Vec<(u16, Vec<u8>)> {
         ServerMessage::SocketClosedAck { socket },
         ServerMessage::SocketToken { socket, tokens },
         ServerMessage::ProbeAck { id: 9 },
+        ServerMessage::NameQuery { query: QueryId(4), name: "büro-nas.home.arpa" },
     ];
     let body = |write: &dyn Fn(&mut Vec<u8>)| {
         let mut body = Vec::new();
@@ -226,6 +248,8 @@ fn client_bodies(layout: Layout) -> Vec<(u16, Vec<u8>)> {
         let (group, port) = (GroupId(1), 631);
         ClientMessage::ServiceAdd(ServiceAdd { kind, service, group, port, name, description: b"text" })
     };
+    let (mut buffer, mut nothing) = (Vec::new(), Vec::new());
+    let info = InfoBody::write(&described(), &mut buffer);
     let base = [
         BaseClientMessage::AckSync { generation: 1 },
         BaseClientMessage::Ack,
@@ -249,6 +273,15 @@ fn client_bodies(layout: Layout) -> Vec<(u16, Vec<u8>)> {
         ClientMessage::SocketToken { socket, tokens },
         ClientMessage::SocketReset { socket },
         ClientMessage::Probe { id: 9 },
+        ClientMessage::ServiceInfo { service, info },
+        ClientMessage::ServiceInfo { service, info: InfoBody::write(&ServiceInfo::default(), &mut nothing) },
+        ClientMessage::NameAnswer {
+            query: QueryId(4),
+            answer: NameAnswer::Found { group: GroupId(1), ttl: 60 },
+        },
+        ClientMessage::NameAnswer { query: QueryId(5), answer: NameAnswer::NoSuchName },
+        ClientMessage::DomainAdd { name: "Home.arpa" },
+        ClientMessage::DomainRemove { name: "home.arpa" },
     ];
     let body = |write: &dyn Fn(&mut Vec<u8>)| {
         let mut body = Vec::new();

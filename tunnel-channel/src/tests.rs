@@ -3,6 +3,7 @@ mod flow;
 mod hostile;
 mod hostile_client;
 mod hostile_server;
+mod names;
 mod nonsense;
 mod scale;
 mod sequences;

@@ -1,7 +1,7 @@
 //! Scripts: a line is a message, a second after the one before. `! TEXT` at its end is the remark that is expected
 //! there; where none is expected, none may come.
 
-use spice_proto::tunnel::ServiceKind;
+use spice_proto::tunnel::{NameAnswer, QueryId, ServiceKind};
 
 use super::*;
 
@@ -55,6 +55,7 @@ fn say(ledger: &mut Ledger, time: Duration, words: &[&str]) -> Noted {
                 "data" => ServerMessage::SocketData { socket: socket(), payload: payload() },
                 "closed_ack" => ServerMessage::SocketClosedAck { socket: socket() },
                 "token" => ServerMessage::SocketToken { socket: socket(), tokens: number(3) },
+                "ask" => ServerMessage::NameQuery { query: QueryId(number(2)), name: "nas.lan" },
                 _ => panic!("{words:?}"),
             };
             ledger.server(time, &message)
@@ -78,6 +79,9 @@ fn say(ledger: &mut Ledger, time: Duration, words: &[&str]) -> Noted {
                 "data" => ClientMessage::SocketData { socket: socket(), payload: payload() },
                 "token" => ClientMessage::SocketToken { socket: socket(), tokens: number(3) },
                 "reset" => ClientMessage::SocketReset { socket: socket() },
+                "answer" => {
+                    ClientMessage::NameAnswer { query: QueryId(number(2)), answer: NameAnswer::Failed }
+                }
                 _ => panic!("{words:?}"),
             };
             ledger.client(time, &message)
@@ -400,6 +404,29 @@ fn ledgers_share_their_numbers_and_their_room() {
     assert_eq!(two.open().count(), 1);
     drop(one);
     assert_eq!(two.server(secs(9), &open(2)).connection, Some(ConnectionNumber(65_536)));
+}
+
+#[test]
+fn questions_are_answered_once() {
+    let remark = |words: &str| {
+        let mut ledger = Ledger::default();
+        let (before, last) = words.rsplit_once(';').unwrap();
+        let next = go_on(&mut ledger, 0, &format!("S init 20 2048\n{}", before.replace(';', "\n")));
+        say(&mut ledger, secs(next), &last.split_whitespace().collect::<Vec<_>>())
+            .remark
+            .map(|remark| remark.text)
+    };
+    assert_eq!(remark("S ask 1;C answer 1"), None);
+    assert_eq!(remark("S ask 1;C answer 1;S ask 1"), None);
+    assert!(remark("S ask 1;S ask 1").unwrap().contains("is asked again"));
+    assert!(remark("S ask 1;C answer 1;C answer 1").unwrap().contains("was not asked"));
+    assert!(remark("S ask 1;C answer 2").unwrap().contains("was not asked"));
+    // It may have been asked, or answered, in the hole.
+    assert_eq!(remark("hole S;C answer 2"), None);
+    assert_eq!(remark("S ask 1;hole C;S ask 1"), None);
+    let many: String = (0..64).map(|query| format!("S ask {query};")).collect();
+    assert_eq!(remark(&format!("{many}C answer 5")), None);
+    assert!(remark(&format!("{many}S ask 64")).unwrap().contains("one more than the 64"));
 }
 
 #[test]

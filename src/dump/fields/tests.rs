@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 use spice_proto::base::{MigrateFlags, Notify, Severity, Visibility};
 use spice_proto::link::Welcome;
 use spice_proto::main_channel::Init;
-use spice_proto::tunnel::{GroupId, ServiceId, SocketId};
+use spice_proto::service_info::{ServiceInfo, ServiceType};
+use spice_proto::tunnel::{GroupId, InfoBody, QueryId, ServiceId, SocketId};
 
 use super::*;
 use crate::capture::dissect::Channel;
@@ -41,7 +42,7 @@ fn fields(body: Body<'_>) -> (Value, Value) {
     (one(false), one(true))
 }
 
-fn check(table: impl IntoIterator<Item = (Body<'static>, Value)>) {
+fn check<'a>(table: impl IntoIterator<Item = (Body<'a>, Value)>) {
     for (body, expected) in table {
         let shown = format!("{body:?}");
         let (without, with) = fields(body);
@@ -81,6 +82,10 @@ fn tunnel_messages() {
             (ServerMessage::SocketClosedAck { socket }, json!({"connection_id": 7})),
             (ServerMessage::SocketToken { socket, tokens: 4 }, json!({"connection_id": 7, "num_tokens": 4})),
             (ServerMessage::ProbeAck { id: 9 }, json!({"id": 9})),
+            (
+                ServerMessage::NameQuery { query: QueryId(5), name: "nas.lan" },
+                json!({"query": 5, "name": "nas.lan"}),
+            ),
         ]
         .map(|(message, fields)| (Body::TunnelServer(message), fields)),
     );
@@ -94,6 +99,21 @@ fn tunnel_messages() {
             description: b"\xff",
         })
     };
+    let mut txt = Txt::default();
+    for (key, value) in [("rp", Some("ipp/print")), ("Duplex", None), ("note", Some(""))] {
+        txt.push(key, value).unwrap();
+    }
+    let advert = Advert {
+        kind: ServiceType::new("_ipp._tcp").unwrap(),
+        instance: Label::new("Büro \"2\"").unwrap(),
+        subtypes: vec![Label::new("_print").unwrap()],
+        txt,
+    };
+    let info =
+        ServiceInfo::new(Identity::new("uuid:1").ok(), HostName::new("lp.local").ok(), vec![advert]).unwrap();
+    let (mut buffer, mut nothing) = (Vec::new(), Vec::new());
+    let info = InfoBody::write(&info, &mut buffer);
+    let bare = InfoBody::write(&ServiceInfo::default(), &mut nothing);
     let generic = json!({
         "type": 1, "type_name": "generic", "id": 1, "group": 2, "port": 631, "name": "lp",
         "description": "\u{fffd}", "description_hex": "ff",
@@ -116,6 +136,41 @@ fn tunnel_messages() {
             (ClientMessage::SocketToken { socket, tokens: 4 }, json!({"connection_id": 7, "num_tokens": 4})),
             (ClientMessage::SocketReset { socket }, json!({"connection_id": 7})),
             (ClientMessage::Probe { id: 9 }, json!({"id": 9})),
+            (
+                ClientMessage::ServiceInfo { service: ServiceId(1), info },
+                json!({
+                    "service_id": 1, "identity": "uuid:1", "host": "lp.local",
+                    "adverts": [{
+                        "type": "_ipp._tcp", "instance": "Büro \"2\"", "subtypes": ["_print"],
+                        "txt": ["rp=ipp/print", "Duplex", "note="],
+                    }],
+                }),
+            ),
+            (
+                ClientMessage::ServiceInfo { service: ServiceId(1), info: bare },
+                json!({"service_id": 1, "identity": null, "host": null, "adverts": []}),
+            ),
+            (
+                ClientMessage::NameAnswer {
+                    query: QueryId(5),
+                    answer: NameAnswer::Found { group: GroupId(2), ttl: 60 },
+                },
+                json!({"query": 5, "status": 0, "status_name": "found", "group": 2, "ttl": 60}),
+            ),
+            (
+                ClientMessage::NameAnswer { query: QueryId(5), answer: NameAnswer::NoSuchName },
+                json!({"query": 5, "status": 1, "status_name": "no_such_name"}),
+            ),
+            (
+                ClientMessage::NameAnswer { query: QueryId(5), answer: NameAnswer::Failed },
+                json!({"query": 5, "status": 2, "status_name": "failed"}),
+            ),
+            (
+                ClientMessage::NameAnswer { query: QueryId(5), answer: NameAnswer::Refused },
+                json!({"query": 5, "status": 3, "status_name": "refused"}),
+            ),
+            (ClientMessage::DomainAdd { name: "home.arpa" }, json!({"name": "home.arpa"})),
+            (ClientMessage::DomainRemove { name: "home.arpa" }, json!({"name": "home.arpa"})),
         ]
         .map(|(message, fields)| (Body::TunnelClient(message), fields)),
     );
@@ -246,7 +301,7 @@ fn the_link_stage() {
         json!({
             "major_version": 2, "minor_version": 2, "connection_id": 1, "channel_type": 7, "channel_id": 0,
             "common_caps": [11], "common_cap_names": ["auth_selection", "auth_spice", "mini_header"],
-            "channel_caps": [9], "channel_cap_names": ["extended", "bit_3"],
+            "channel_caps": [9], "channel_cap_names": ["extended", "probe"],
         })
     );
     let welcome = Welcome { public_key: Box::new([0x30; 162]), common_caps: vec![], channel_caps: vec![1] };

@@ -3,12 +3,14 @@
 //! The client numbers its groups and the server its questions. The first are the owner's to choose, so that they are
 //! today what they were; questions are translated where today's channel asks them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use spice_proto::service_info::{HostName, ServiceInfo};
 use spice_proto::tunnel::{
     ClientMessage, InfoBody, MAX_QUERIES, NameAnswer, QueryId, ServerMessage, ServiceAdd, ServiceId,
 };
+
+use tunnel_channel::AskError;
 
 use super::super::report::{Difference, Place, Subject};
 use super::super::story::{Naming, own_name};
@@ -24,6 +26,10 @@ pub(super) struct Names {
     described: Option<(ServiceId, ServiceInfo)>,
     /// From captured questions of the own server to today's. Those that are not answered.
     asked: BTreeMap<QueryId, QueryId>,
+    /// Captured questions that today's server does not ask. Those that are not answered.
+    unasked: BTreeSet<QueryId>,
+    /// The captured client removed a domain. What the server asked before it heard of that may stand behind it.
+    domain_gone: bool,
     /// What today's client answered, and the captured one has not yet. The channel refuses some questions by itself.
     answered: BTreeMap<QueryId, NameAnswer>,
 }
@@ -140,7 +146,9 @@ impl Driver {
         let Ok(host) = HostName::new(name) else { return };
         let error = done(self, &host);
         self.drain();
-        let today = error.unwrap_or_else(|| self.take_said().join(", "));
+        let said = self.take_said().join(", ");
+        let nothing = || if said.is_empty() { "nothing is said".to_owned() } else { said };
+        let today = error.unwrap_or_else(nothing);
         let captured = describe::client_message(&captured);
         // Behind a hole, it may have been added in there.
         if captured != today && !self.holed {
@@ -170,9 +178,16 @@ impl Driver {
                 });
                 words.collect::<Vec<_>>().join(", ")
             }
-            // The domain may have been added in the hole.
-            Err(_) if self.holed => return,
-            Err(error) => error.to_string(),
+            Err(error) => {
+                if self.names.unasked.len() < MAX_QUERIES {
+                    self.names.unasked.insert(query);
+                }
+                // The domain may have been added in the hole.
+                if self.holed || error == AskError::NoDomain && self.names.domain_gone {
+                    return;
+                }
+                error.to_string()
+            }
         };
         let captured = describe::server_message(&ServerMessage::NameQuery { query, name });
         if captured != today {
@@ -198,6 +213,7 @@ impl Driver {
 
     pub(super) fn peer_names(&mut self, head: &Head, said: &Naming<'_>, body: &[u8]) {
         let (expected, outcome) = match said {
+            Naming::Answer { query, .. } if self.names.unasked.remove(query) => return,
             Naming::Answer { query, answer } => {
                 let today = self.names.asked.remove(query);
                 if today.is_none() && self.holed {
@@ -209,11 +225,14 @@ impl Driver {
                 (true, self.feed(head, &body))
             }
             Naming::Describe { .. } => (true, self.feed(head, body)),
-            // Behind a hole, it may be of a domain that was added in there; of others, the channel says so by itself.
+            // What is said twice is not told; what is in no domain the client refuses by itself.
             Naming::Ask { .. } | Naming::AddDomain(_) | Naming::RemoveDomain(_) => {
                 (false, self.feed(head, body))
             }
         };
+        if let Naming::RemoveDomain(_) = said {
+            self.names.domain_gone = true;
+        }
         // That a fault ended the channel is found at what the own end says next.
         if expected && outcome != Outcome::Named && outcome != Outcome::Ended {
             let captured = format!("the {} is told", own_name(self.role));

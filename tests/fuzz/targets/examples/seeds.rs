@@ -13,9 +13,11 @@ use spice_proto::link::{CommonCaps, LinkError, LinkReply, LinkVersion, PUBLIC_KE
 use spice_proto::main_channel::{
     ChannelEntry, Init, MainClientMessage, MainServerMessage, MigrateTarget, MouseModes,
 };
+use spice_proto::service_info::{Advert, HostName, Identity, Label, ServiceInfo, ServiceType, Txt};
 use spice_proto::ticket::TicketKey;
 use spice_proto::tunnel::{
-    ClientMessage, GroupId, IpInfo, Layout, ServerMessage, ServiceAdd, ServiceId, ServiceKind, SocketId,
+    ClientMessage, GroupId, InfoBody, IpInfo, Layout, NameAnswer, QueryId, ServerMessage, ServiceAdd,
+    ServiceId, ServiceKind, SocketId,
 };
 
 fn main() -> io::Result<()> {
@@ -189,7 +191,8 @@ fn channels(save: &impl Fn(&str, &str, &[u8]) -> io::Result<()>) -> io::Result<(
     let add: &[u8] = &[0, 0, 0];
     let ack: &[u8] = &[0, 3, 0x60];
     let flush: &[u8] = &[15, 255, 0];
-    let from_client: [(&str, Vec<&[u8]>); 4] = [
+    let ask: &[u8] = &[15, 0, 0xfd, 0];
+    let from_client: [(&str, Vec<&[u8]>); 5] = [
         (
             "guest-closes",
             vec![
@@ -209,10 +212,28 @@ fn channels(save: &impl Fn(&str, &str, &[u8]) -> io::Result<()>) -> io::Result<(
         ("client-aborts", vec![add, &[9, 0], ack, &[0, 60, 0], &[0, 7, 0], flush]),
         ("server-aborts", vec![add, &[9, 0], ack, &[14, 0, 7], &[0, 60, 0], &[0, 8, 0], flush]),
         ("refused", vec![add, &[9, 0], &[0, 5, 0], &[9, 0], flush]),
+        (
+            "names",
+            // Described, added, described again; a domain, two questions, two answers, and no domain any more.
+            vec![
+                &[0, 29, 0],
+                add,
+                &[0, 29, 0],
+                &[0, 31, 0],
+                ask,
+                ask,
+                &[0, 30, 1],
+                &[0, 62, 1],
+                &[0, 63, 0],
+                ask,
+                flush,
+            ],
+        ),
     ];
     let open: &[u8] = &[0, 2, 0x60, 10, 0, 1];
     let init: &[u8] = &[0, 0, 0, 9, 0, 0, 80, 1];
-    let from_server: [(&str, Vec<&[u8]>); 4] = [
+    let answer: &[u8] = &[15, 0, 0xf8, 0];
+    let from_server: [(&str, Vec<&[u8]>); 5] = [
         (
             "guest-closes",
             vec![
@@ -231,11 +252,25 @@ fn channels(save: &impl Fn(&str, &str, &[u8]) -> io::Result<()>) -> io::Result<(
         ("server-aborts", vec![init, open, &[0, 60, 0], &[0, 7, 0], flush]),
         ("service-aborts", vec![init, open, &[14, 0, 7], &[0, 60, 0], &[0, 8, 0], flush]),
         ("tokens", vec![init, open, &[11, 0, 20], &[0, 9, 0x20], flush]),
+        (
+            "names",
+            // Described again; a domain, a question and its answer, one that is refused, and no domain any more.
+            vec![
+                init,
+                &[15, 0, 0xfa, 0],
+                &[15, 0, 0xfd, 0],
+                &[0, 28, 0],
+                answer,
+                &[0, 28, 1],
+                &[15, 0, 0xfb, 0],
+                flush,
+            ],
+        ),
     ];
     for (role, talks) in [(0, from_client), (1, from_server)] {
         for (name, operations) in talks {
             // All capabilities, mini headers; then none, full headers.
-            for (variant, choice) in [("new", 0x38), ("old", 2)] {
+            for (variant, choice) in [("new", 0xf8), ("old", 2)] {
                 let input = [&[choice | role, 255, 20, 255][..], &operations.concat()].concat();
                 save("channel", &format!("{name}-{variant}-{role}"), &input)?;
             }
@@ -258,6 +293,19 @@ fn channels(save: &impl Fn(&str, &str, &[u8]) -> io::Result<()>) -> io::Result<(
         [9, 0, 0, 0],
         [9, 0, 0, 1],
     ];
+    let naming = [
+        [14, 0, 4, 0],
+        [14, 0, 3, 0],
+        [15, 255, 0, 0],
+        [14, 0, 5, 0],
+        [14, 3, 5, 0],
+        [15, 255, 0, 0],
+        [14, 0, 6, 0],
+        [14, 0, 6, 1],
+        [14, 3, 4, 0],
+        [14, 0, 5, 0],
+    ];
+    save("pair", "names", &[&[0xf7, 100, 0x94, 0xc0][..], &naming.concat()].concat())?;
     for (name, setup) in [("new", [0xf7, 100, 20, 0]), ("old", [0x08, 0, 0, 0]), ("tight", [0x13, 3, 2, 5])] {
         save("pair", name, &[&setup[..], &talk.concat()].concat())?;
     }
@@ -355,6 +403,7 @@ fn bodies() -> Vec<(u8, u16, &'static str, Vec<u8>)> {
         ServerMessage::SocketClosedAck { socket },
         ServerMessage::SocketToken { socket, tokens: 20 },
         ServerMessage::ProbeAck { id: 5 },
+        ServerMessage::NameQuery { query: QueryId(7), name: "nas.home.arpa" },
     ] {
         let mut body = Vec::new();
         message.write_body(&mut body);
@@ -368,6 +417,8 @@ fn bodies() -> Vec<(u8, u16, &'static str, Vec<u8>)> {
         name: b"lp-01",
         description: b"office printer",
     };
+    let mut buffer = Vec::new();
+    let info = InfoBody::write(&described(), &mut buffer);
     for (family, layout) in [(5, Layout::A), (6, Layout::B)] {
         for message in [
             ClientMessage::ServiceAdd(printer),
@@ -381,6 +432,13 @@ fn bodies() -> Vec<(u8, u16, &'static str, Vec<u8>)> {
             ClientMessage::SocketToken { socket, tokens: 20 },
             ClientMessage::SocketReset { socket },
             ClientMessage::Probe { id: 5 },
+            ClientMessage::ServiceInfo { service, info },
+            ClientMessage::NameAnswer {
+                query: QueryId(7),
+                answer: NameAnswer::Found { group: GroupId(1), ttl: 60 },
+            },
+            ClientMessage::DomainAdd { name: "home.arpa" },
+            ClientMessage::DomainRemove { name: "home.arpa" },
         ] {
             let mut body = Vec::new();
             message.write_body(layout, &mut body);
@@ -388,4 +446,17 @@ fn bodies() -> Vec<(u8, u16, &'static str, Vec<u8>)> {
         }
     }
     all
+}
+
+/// What a printer says of itself.
+fn described() -> ServiceInfo {
+    let label = |text| Label::new(text).expect("a good label");
+    let mut txt = Txt::default();
+    for (key, value) in [("txtvers", Some("1")), ("rp", Some("ipp/print")), ("Duplex", None)] {
+        txt.push(key, value).expect("good entries");
+    }
+    let kind = ServiceType::new("_ipp._tcp").expect("a good type");
+    let advert = Advert { kind, instance: label("Büro 2"), subtypes: vec![label("_universal")], txt };
+    let identity = Identity::new("uuid:1").ok();
+    ServiceInfo::new(identity, HostName::new("lp-01.local").ok(), vec![advert]).expect("a short one")
 }

@@ -1,13 +1,15 @@
 //! One end of a tunnel channel against a hostile peer.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use spice_proto::base::{BaseClientMessage, BaseServerMessage};
 use spice_proto::frame::{Frame, HeaderForm, Split, split};
 use spice_proto::link::TunnelCaps;
+use spice_proto::service_info::{HostName, Identity, ServiceInfo};
 use spice_proto::tunnel::{
-    ClientMessage, GroupId, IpInfo, Layout, ServerMessage, ServiceAdd, ServiceId, ServiceKind, SocketId,
+    ClientMessage, GroupId, InfoBody, IpInfo, Layout, MAX_DOMAINS, MAX_QUERIES, NameAnswer, QueryId,
+    ServerMessage, ServiceAdd, ServiceId, ServiceKind, SocketId,
 };
 use tunnel_channel::{Channel, Config, Event, NewService, ResetCause, Role};
 
@@ -43,6 +45,10 @@ struct World {
     sockets: HashMap<SocketId, Socket>,
     /// What the peer has granted and was not used, for every id in use on the wire.
     credit: HashMap<SocketId, u64>,
+    /// Names that were asked for and not answered.
+    asked: BTreeSet<QueryId>,
+    /// Domains that may be asked for, in lower case.
+    domains: BTreeSet<String>,
 }
 
 /// What the owner knows.
@@ -62,7 +68,8 @@ impl World {
         let role = if choice & 1 == 0 { Role::Server } else { Role::Client };
         let header = if choice & 2 == 0 { HeaderForm::Mini } else { HeaderForm::Full };
         let layout = if choice & 4 == 0 { Layout::B } else { Layout::A };
-        let caps = TunnelCaps::from_bits_retain(u32::from(choice >> 3 & 15));
+        let mut caps = TunnelCaps::from_bits_retain(u32::from(choice >> 3 & 15));
+        caps.set(TunnelCaps::SERVICE_INFO | TunnelCaps::NAMES, choice & 0x80 != 0);
         let max_data = u32::from(input.byte()) + 1;
         let window = u32::from(input.byte() % 70) + 1;
         let budget = usize::from(input.byte()) * 64 + 1;
@@ -88,6 +95,8 @@ impl World {
             budget,
             sockets: HashMap::new(),
             credit: HashMap::new(),
+            asked: BTreeSet::new(),
+            domains: BTreeSet::new(),
         }
     }
 
@@ -110,7 +119,7 @@ impl World {
                 for _ in 0..2 {
                     if self.channel.handle_timeout(self.now).is_err() {
                         assert!(self.channel.has_ended());
-                        self.sockets.clear();
+                        self.lose_all();
                     }
                 }
                 assert!(
@@ -130,12 +139,14 @@ impl World {
                     let _ = self.channel.map_service(service, [198, 18, 0, 9].into());
                 } else {
                     let name = [b'a' + input.byte() % 2];
+                    let info = info(name[0]);
                     let _ = self.channel.add_service(NewService {
                         kind: ServiceKind::Generic,
                         group: GroupId(u32::from(name[0])),
                         port: 1 + u16::from(input.byte()),
                         name: &name,
                         description: b"",
+                        info: Some(&info),
                     });
                     if input.byte() % 8 == 0 {
                         self.channel.remove_service(service);
@@ -197,11 +208,12 @@ impl World {
                 match input.byte() {
                     0xff => {
                         self.channel.disconnect(0);
-                        self.sockets.clear();
+                        self.lose_all();
                     }
                     0xfe => {
                         self.channel.probe(self.now, Duration::from_millis(500));
                     }
+                    choice @ 0xf8..=0xfd => self.name_command(choice, input.byte()),
                     _ => {}
                 }
                 // Whole messages are looked at where the buffer is emptied.
@@ -212,6 +224,48 @@ impl World {
         }
     }
 
+    fn name_command(&mut self, choice: u8, which: u8) {
+        let domain = HostName::new(DOMAINS[usize::from(which) % DOMAINS.len()]).expect("a good name");
+        match (self.role, choice) {
+            (Role::Server, _) => {
+                if let Ok(query) = self.channel.ask_name(&domain) {
+                    assert!(self.covers(domain.as_str()), "asked for what is not allowed");
+                    assert!(self.asked.insert(query), "a number that is in use");
+                }
+            }
+            (Role::Client, 0xfc | 0xfd) => {
+                if self.channel.add_domain(&domain).is_ok() {
+                    self.domains.insert(domain.as_str().to_lowercase());
+                }
+            }
+            (Role::Client, 0xfb) => {
+                let removed = self.channel.remove_domain(&domain);
+                assert_eq!(removed, self.domains.remove(&domain.as_str().to_lowercase()));
+            }
+            (Role::Client, 0xfa) => {
+                let described = self.channel.describe_service(ServiceId(u32::from(which)), &info(which));
+                assert!(!described || self.caps.contains(TunnelCaps::SERVICE_INFO));
+            }
+            (Role::Client, _) => {
+                if let Some(query) = self.asked.pop_first() {
+                    let group = GroupId(u32::from(b'a' + which % 4));
+                    self.channel.answer_name(query, NameAnswer::Found { group, ttl: u32::from(which) });
+                }
+            }
+        }
+    }
+
+    fn covers(&self, name: &str) -> bool {
+        let name = HostName::new(name).expect("a good name");
+        self.domains.iter().any(|domain| name.is_within(&HostName::new(domain).expect("a good name")))
+    }
+
+    fn lose_all(&mut self) {
+        self.sockets.clear();
+        self.asked.clear();
+        self.domains.clear();
+    }
+
     fn client_says(&mut self, input: &mut Input<'_>) {
         let (choice, which) = (input.byte(), input.byte());
         let socket = SocketId(u16::from(which & 31));
@@ -219,6 +273,9 @@ impl World {
         let service = ServiceId(u32::from(which % 8));
         let name = [b'a' + which % 2];
         let payload = [7; 512];
+        let query = self.asked.first().copied().filter(|_| which % 4 != 0).unwrap_or(QueryId(number));
+        let domain = DOMAINS[usize::from(which >> 1) % DOMAINS.len()];
+        let mut buffer = Vec::new();
         let message = match choice % 16 {
             0 | 1 => ClientMessage::ServiceAdd(ServiceAdd {
                 kind: if choice & 16 == 0 { ServiceKind::Generic } else { ServiceKind::Ipp(IpInfo::Invalid) },
@@ -236,6 +293,20 @@ impl World {
             8 => ClientMessage::SocketClosedAck { socket },
             9 => ClientMessage::SocketReset { socket },
             12 if choice & 16 != 0 => ClientMessage::Probe { id: number },
+            13 if choice & 16 != 0 => {
+                ClientMessage::ServiceInfo { service, info: InfoBody::write(&info(which), &mut buffer) }
+            }
+            14 if choice & 16 != 0 => {
+                let group = GroupId(u32::from(b'a' + which % 4));
+                let answer = if choice & 32 == 0 {
+                    NameAnswer::Found { group, ttl: number }
+                } else {
+                    NameAnswer::Refused
+                };
+                ClientMessage::NameAnswer { query, answer }
+            }
+            15 if choice & 48 == 16 => ClientMessage::DomainAdd { name: domain },
+            15 if choice & 48 == 48 => ClientMessage::DomainRemove { name: domain },
             10 | 11 => ClientMessage::SocketToken { socket, tokens: number },
             _ => ClientMessage::SocketData { socket, payload: &payload[..usize::from(choice) * 2] },
         };
@@ -275,6 +346,10 @@ impl World {
             8 => ServerMessage::SocketClosedAck { socket },
             9 | 10 => ServerMessage::SocketToken { socket, tokens: number },
             11 if choice & 16 != 0 => ServerMessage::ProbeAck { id: u32::from(which) },
+            12 if choice & 16 != 0 => ServerMessage::NameQuery {
+                query: QueryId(u32::from(which)),
+                name: ["b.a.test", "c.test", "d.test", "xa.test"][usize::from(which % 4)],
+            },
             _ => ServerMessage::SocketData { socket, payload: &payload[..usize::from(choice) * 2] },
         };
         let mut body = Vec::new();
@@ -298,7 +373,7 @@ impl World {
             Err(violation) => {
                 assert!(self.channel.has_ended(), "{violation} did not end the channel");
                 assert_eq!(self.channel.sockets(), 0);
-                self.sockets.clear();
+                self.lose_all();
                 return false;
             }
         };
@@ -312,6 +387,29 @@ impl World {
             }
             Event::ServiceAdded(_) | Event::ServiceRejected { .. } | Event::ServiceRemoved { .. } => {
                 assert_eq!(self.role, Role::Server);
+            }
+            Event::ServiceDescribed { info, .. } => {
+                assert!(self.caps.contains(TunnelCaps::SERVICE_INFO));
+                assert!(info.info().encoded_len() <= info.as_bytes().len());
+            }
+            Event::NameAsked { query, name } => {
+                assert_eq!(self.role, Role::Client);
+                assert!(self.covers(name), "asked for what is not allowed");
+                assert!(self.asked.insert(query), "asked under a number that is in use");
+            }
+            Event::NameAnswered { query, answer } => {
+                assert_eq!(self.role, Role::Server);
+                assert!(self.asked.remove(&query), "an answer to no question");
+                if let NameAnswer::Found { ttl, .. } = answer {
+                    assert!((5..=3600).contains(&ttl));
+                }
+            }
+            Event::DomainAdded { name } => {
+                assert_eq!(self.role, Role::Server);
+                assert!(self.domains.insert(name.to_lowercase()), "added twice");
+            }
+            Event::DomainRemoved { name } => {
+                assert!(self.domains.remove(&name.to_lowercase()), "removed, and never added");
             }
             Event::ServiceMapped { .. } => assert_eq!(self.role, Role::Client),
             Event::Open { socket, .. } => {
@@ -359,7 +457,7 @@ impl World {
             }
             Event::Migrate => {
                 assert!(self.channel.has_ended());
-                self.sockets.clear();
+                self.lose_all();
             }
             Event::Disconnecting { .. } => {}
         }
@@ -426,6 +524,7 @@ impl World {
             | ServerMessage::SocketClose { socket }
             | ServerMessage::SocketClosedAck { socket } => self.in_range(*socket),
             ServerMessage::ProbeAck { .. } => assert!(self.caps.contains(TunnelCaps::PROBE)),
+            ServerMessage::NameQuery { .. } => assert!(self.caps.contains(TunnelCaps::NAMES)),
         }
     }
 
@@ -448,6 +547,10 @@ impl World {
             | ClientMessage::SocketClosed { socket }
             | ClientMessage::SocketClosedAck { socket } => self.in_range(*socket),
             ClientMessage::Probe { .. } => assert!(self.caps.contains(TunnelCaps::PROBE)),
+            ClientMessage::ServiceInfo { .. } => assert!(self.caps.contains(TunnelCaps::SERVICE_INFO)),
+            ClientMessage::NameAnswer { .. }
+            | ClientMessage::DomainAdd { .. }
+            | ClientMessage::DomainRemove { .. } => assert!(self.caps.contains(TunnelCaps::NAMES)),
         }
     }
 
@@ -467,8 +570,19 @@ impl World {
         assert!(self.channel.sockets() >= self.sockets.len());
         assert!(self.channel.sockets() <= usize::from(self.max_sockets).max(20));
         assert!(self.channel.waiting() <= 2 * self.budget.max(self.max_data));
+        assert_eq!(self.channel.queries(), self.asked.len());
+        assert!(self.asked.len() <= MAX_QUERIES && self.domains.len() <= MAX_DOMAINS);
         if self.channel.has_ended() {
             assert_eq!((self.channel.sockets(), self.channel.poll_timeout()), (0, None));
         }
     }
+}
+
+const DOMAINS: [&str; 4] = ["a.test", "B.a.Test", "c.test", "more.example"];
+
+/// Something that a service can say of itself.
+fn info(which: u8) -> ServiceInfo {
+    let identity = Identity::new(&format!("uuid:{which}")).ok();
+    let host = (which % 2 == 0).then(|| HostName::new("printer.local").expect("a good name"));
+    ServiceInfo::new(identity, host, Vec::new()).expect("a short one")
 }
