@@ -58,8 +58,9 @@ pub struct SessionArgs {
 #[derive(Debug, Clone, Args)]
 pub struct SharingArgs {
     /// What the VM may reach: tcp://HOST:PORT, with ?name=NAME behind it to give it a lasting name, from which its
-    /// virtual address is derived. A printer that the guest is to find by itself: ipp://HOST/ipp/print?name=NAME; anything else that
-    /// is to be advertised: tcp://HOST:PORT?name=NAME&type=_http._tcp&txt=KEY=VALUE. Can be given many times
+    /// virtual address is derived, and &host=localhost:631 where HTTP has to call it otherwise than the VM does. A printer that the VM is
+    /// to find by itself: ipp://HOST/ipp/print?name=NAME; anything else that is to be advertised:
+    /// tcp://HOST:PORT?name=NAME&type=_http._tcp&txt=KEY=VALUE. Can be given many times
     #[arg(
         long = "share",
         value_name = "tcp://HOST:PORT?name=NAME",

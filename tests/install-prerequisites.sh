@@ -6,7 +6,7 @@ set -eu
 packages="
 	qemu-system-x86 linux-image-cloud-amd64 busybox-static
 	xvfb virt-viewer spice-client-gtk xdotool gstreamer1.0-plugins-base
-	cups-ipp-utils
+	cups-ipp-utils cups-daemon
 	tshark procps systemd iproute2
 	openssl tinyproxy-bin sasl2-bin libsasl2-modules
 	g++ make perl pkg-config libssl-dev libspice-client-glib-2.0-dev

@@ -9,6 +9,7 @@ mod dump_memory;
 mod dump_views;
 mod embed;
 mod fuzz_regressions;
+mod host_rewrite;
 mod netstack;
 mod pki;
 mod presence;

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use spice_proto::service_info::{HostName, ServiceInfo};
 use spice_proto::tunnel::{GroupId, MAX_DOMAINS};
 
+use crate::http_host::HostRewrite;
 use crate::offer::{self, DeviceKey, Offer};
 use crate::share::{MAX_TEXT, Share, ShareError, ShareId};
 
@@ -25,6 +26,8 @@ pub(crate) struct Entry {
     /// The device that the share belongs to.
     pub(crate) group: GroupId,
     pub(crate) device: DeviceName,
+    /// What the guest's HTTP requests are to call the service.
+    pub(crate) host_rewrite: Option<HostRewrite>,
 }
 
 /// How a device is called.
@@ -155,7 +158,9 @@ impl ShareBook {
         let offer = self.shares.get(&id)?.clone();
         let device = self.devices.get(&offer.device)?;
         let told = offer.told();
-        Some(Entry { id, offer, told, group: device.group, device: device.called.clone() })
+        // Checked when it was added.
+        let host_rewrite = offer.share.http_host.as_deref().and_then(|host| HostRewrite::new(host).ok());
+        Some(Entry { id, offer, told, group: device.group, device: device.called.clone(), host_rewrite })
     }
 
     /// How the device of `offer` is called if it is new.

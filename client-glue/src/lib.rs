@@ -23,6 +23,7 @@ pub mod domains;
 mod error;
 mod events;
 mod handle;
+mod http_host;
 mod link;
 mod network;
 mod offer;
@@ -44,6 +45,9 @@ use spice_proto::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tunnel_channel::{Channel, Role};
 
+#[cfg(feature = "test-http-host")]
+#[doc(hidden)]
+pub use crate::http_host::exercise_bytes as exercise_http_host;
 pub use crate::{
     companion::{CompanionConfig, CompanionError, companion},
     dial::Refusal,

@@ -75,15 +75,13 @@ pub struct Offer {
     pub addresses: Vec<IpAddr>,
     /// Whether that may be this machine.
     pub reach: Reach,
-    /// What the head of every HTTP request is told as `Host`, for services that refuse any name but their own.
-    pub host_rewrite: Option<String>,
 }
 
 impl From<Share> for Offer {
     /// As a user wrote it. The guest is told the host's name, where it is one.
     fn from(share: Share) -> Offer {
         let device = DeviceKey::Host(share.host.clone());
-        Offer { share, device, info: None, addresses: Vec::new(), reach: Reach::Written, host_rewrite: None }
+        Offer { share, device, info: None, addresses: Vec::new(), reach: Reach::Written }
     }
 }
 
@@ -96,7 +94,7 @@ impl Offer {
         addresses: Vec<IpAddr>,
     ) -> Offer {
         let device = DeviceKey::Identity(identity);
-        Offer { share, device, info, addresses, reach: Reach::Elsewhere, host_rewrite: None }
+        Offer { share, device, info, addresses, reach: Reach::Elsewhere }
     }
 
     /// Checks what the types do not say. [`Handle::offer`](crate::Handle::offer) does so as well.

@@ -40,6 +40,7 @@ use crate::{
     error::{Error, in_full},
     events::{ConnectionId, End, Event, EventSink},
     handle::{Command, Usage},
+    http_host::{HostRewrite, HttpFault},
     link,
     ready::ReadySet,
     share::ShareId,
@@ -238,7 +239,8 @@ pub(crate) struct Core {
 
 /// What a socket of the channel is here.
 enum Slot {
-    Dialling(ShareId),
+    /// And what its requests are to call it, should the share be gone by then.
+    Dialling(ShareId, Option<HostRewrite>),
     Connected(Box<ServiceSocket>),
 }
 
@@ -274,8 +276,8 @@ impl Core {
                 }
             }
             ChannelEvent::Open { socket, service } => match self.shares.target(service) {
-                Some((share, target)) => {
-                    self.slots.insert(socket, Slot::Dialling(share));
+                Some((share, target, rewrite)) => {
+                    self.slots.insert(socket, Slot::Dialling(share, rewrite));
                     self.dials.start(socket, share, target);
                 }
                 None => self.channel.refuse(socket),
@@ -332,7 +334,7 @@ impl Core {
             }
         }
         match self.slots.remove(&socket) {
-            Some(Slot::Dialling(share)) => self.dials.cancel(socket, share),
+            Some(Slot::Dialling(share, _)) => self.dials.cancel(socket, share),
             Some(Slot::Connected(service)) => self.closed(&service, End::Guest),
             None => {}
         }
@@ -350,14 +352,14 @@ impl Core {
     }
 
     fn on_dialled(&mut self, socket: SocketId, outcome: Result<Dialled, Refusal>) {
-        let Some(Slot::Dialling(share)) = self.slots.get(&socket) else { return };
-        let share = *share;
+        let Some(Slot::Dialling(share, rewrite)) = self.slots.get(&socket) else { return };
+        let (share, rewrite) = (*share, rewrite.clone());
         match outcome {
             Ok(Dialled { stream, address }) => {
                 let connection = ConnectionId(self.next_connection);
                 self.next_connection += 1;
                 let mark = self.ready.waker(socket);
-                let service = Box::new(ServiceSocket::new(stream, share, connection, mark));
+                let service = Box::new(ServiceSocket::new(stream, share, connection, mark, rewrite));
                 self.slots.insert(socket, Slot::Connected(service));
                 self.channel.accept(socket);
                 self.queue.push_back(socket);
@@ -427,7 +429,11 @@ impl Core {
         let Some(Slot::Connected(service)) = self.slots.get(&socket) else { return };
         match outcome {
             Err(error) => {
-                debug!(socket = socket.0, %error, "the service broke the connection");
+                if error.get_ref().is_some_and(|cause| cause.is::<HttpFault>()) {
+                    warn!(socket = socket.0, %error, "what the guest asks cannot be passed on with another Host");
+                } else {
+                    debug!(socket = socket.0, %error, "the service broke the connection");
+                }
                 self.channel.reset(socket);
                 self.close_slot(socket, End::Service);
             }
@@ -462,7 +468,7 @@ impl Core {
     fn connected(&mut self, socket: SocketId) -> Option<&mut ServiceSocket> {
         match self.slots.get_mut(&socket) {
             Some(Slot::Connected(service)) => Some(service),
-            Some(Slot::Dialling(_)) | None => None,
+            Some(Slot::Dialling(..)) | None => None,
         }
     }
 
@@ -493,7 +499,7 @@ impl Core {
 impl Slot {
     fn share(&self) -> ShareId {
         match self {
-            Slot::Dialling(share) => *share,
+            Slot::Dialling(share, _) => *share,
             Slot::Connected(service) => service.share,
         }
     }

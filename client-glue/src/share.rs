@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, str::FromStr};
 use thiserror::Error;
 use url::Url;
 
-use crate::{offer::DeviceKey, resolve::Class};
+use crate::{http_host::HostRewrite, offer::DeviceKey, resolve::Class};
 
 /// Longest name and longest description, in bytes of UTF-8.
 pub const MAX_TEXT: usize = 255;
@@ -50,6 +50,10 @@ pub struct Share {
     pub port: u16,
     /// Free text for people, at most [`MAX_TEXT`] bytes without control characters; may be empty.
     pub description: String,
+    /// What the service wants to be called by HTTP, as `HOST` or `HOST:PORT`, where that is not the name by which the guest
+    /// knows it: every request of the guest gets it for its `Host`, and must be HTTP/1 in clear. A CUPS or ipp-usb on loopback
+    /// needs `localhost:631` or the like. `None` leaves bytes alone, whatever they are.
+    pub http_host: Option<String>,
 }
 
 /// Names a share within one tunnel; counted from 0, never used twice.
@@ -70,7 +74,7 @@ pub enum Host {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ShareError {
-    /// Not of the form `tcp://HOST:PORT`, with `?name=NAME&description=TEXT` behind it where wanted.
+    /// Not of the form `tcp://HOST:PORT`, with `?name=NAME&description=TEXT&host=HOST` behind it where wanted.
     #[error(
         "`{given}` is not tcp://HOST:PORT or ipp://HOST/PATH, with ?name=NAME behind it or without: {problem}"
     )]
@@ -105,7 +109,7 @@ pub enum ShareError {
     /// Empty, too long, or with control characters in it.
     #[error("the {what} {given:?} cannot be used: {problem}")]
     Text {
-        /// `name` or `description`.
+        /// `name`, `description` or `host`.
         what: &'static str,
         /// What was given.
         given: String,
@@ -172,7 +176,7 @@ impl Share {
             Host::Address(address) => address.to_string(),
             Host::Name(name) => name.clone(),
         };
-        Share { name, host, port, description: String::new() }
+        Share { name, host, port, description: String::new(), http_host: None }
     }
 
     /// The target as people read it: `tcp://HOST:PORT`, with brackets round an IPv6 address.
@@ -203,6 +207,11 @@ impl Share {
             };
             return Err(ShareError::Text { what, given: text.clone(), problem });
         }
+        if let Some(given) = &self.http_host
+            && let Err(problem) = HostRewrite::new(given)
+        {
+            return Err(ShareError::Text { what: "host", given: given.clone(), problem });
+        }
         Ok(())
     }
 }
@@ -210,7 +219,7 @@ impl Share {
 impl FromStr for Share {
     type Err = ShareError;
 
-    /// Parses `tcp://HOST:PORT`, with `?name=NAME`, `?description=TEXT` or both (`&` between them) behind it.
+    /// Parses `tcp://HOST:PORT`, with `?name=NAME`, `?description=TEXT`, `?host=HTTPHOST` or several (`&` between them) behind it.
     /// The texts are percent-encoded where they must be; an unknown key is an error, lest a typing mistake be lost.
     fn from_str(given: &str) -> Result<Share, ShareError> {
         let wrong =
@@ -223,19 +232,22 @@ impl FromStr for Share {
             return Err(wrong("no user or password belongs there"));
         }
         if !matches!(url.path(), "" | "/") || url.fragment().is_some() {
-            return Err(wrong("nothing but ?name= and &description= may follow the port"));
+            return Err(wrong("nothing but ?name=, &description= and &host= may follow the port"));
         }
         let host =
             url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| wrong("the host is missing"))?;
         let port = url.port().ok_or_else(|| wrong("the port is missing"))?;
         let mut share = Share::new(host.parse()?, port);
-        let (mut named, mut described) = (false, false);
+        let (mut named, mut described, mut called) = (false, false, false);
         for (key, value) in url.query_pairs() {
             let (text, seen) = match &*key {
                 "name" => (&mut share.name, &mut named),
                 "description" => (&mut share.description, &mut described),
+                "host" => (share.http_host.get_or_insert_default(), &mut called),
                 other => {
-                    return Err(wrong(&format!("unknown key `{other}`: there are name and description")));
+                    return Err(wrong(&format!(
+                        "unknown key `{other}`: there are name, description and host"
+                    )));
                 }
             };
             if std::mem::replace(seen, true) {
@@ -353,6 +365,34 @@ mod tests {
     }
 
     #[test]
+    fn a_service_may_want_to_be_called_otherwise() {
+        let share = parse("tcp://localhost:631?name=cups&host=localhost:631").unwrap();
+        assert_eq!((&*share.name, share.http_host.as_deref()), ("cups", Some("localhost:631")));
+        assert_eq!(parse("tcp://localhost:631").unwrap().http_host, None);
+        for host in ["localhost", "Printer.Local:80", "127.0.0.1:60000", "[::1]", "[::1]:631"] {
+            assert_eq!(parse(&format!("tcp://a:1?host={host}")).unwrap().http_host.as_deref(), Some(host));
+        }
+        for host in [
+            "",
+            ":631",
+            "a:",
+            "a:0",
+            "a:65536",
+            "a:+1",
+            "::1",
+            "a%0D%0AX:1",
+            "a%20b",
+            "a/b",
+            "u@a",
+            "[::1",
+            "a:1:2",
+        ] {
+            let error = parse(&format!("tcp://a:1?host={host}")).expect_err(host).to_string();
+            assert!(error.contains("the host "), "{host}: {error}");
+        }
+    }
+
+    #[test]
     fn loopback_is_shared_by_whoever_writes_it() {
         for text in ["tcp://127.0.0.1:631", "tcp://[::1]:631", "tcp://localhost:631"] {
             parse(text).unwrap();
@@ -375,6 +415,7 @@ mod tests {
             ("tcp://printer:80#x", "nothing but"),
             ("tcp://printer:80?nmae=x", "unknown key `nmae`"),
             ("tcp://printer:80?name=a&name=b", "name is given twice"),
+            ("tcp://printer:80?host=a&host=b", "host is given twice"),
             ("tcp://printer:80?name=", "it is empty"),
             ("tcp://printer:80?name=a%00b", "control characters"),
             ("tcp://printer:80?name=a%0Ab", "control characters"),

@@ -19,7 +19,12 @@ use tokio::{
 };
 use tracing::trace;
 
-use crate::{events::ConnectionId, ready::SocketWaker, share::ShareId};
+use crate::{
+    events::ConnectionId,
+    http_host::{HostRewrite, HttpHost},
+    ready::SocketWaker,
+    share::ShareId,
+};
 
 /// How long a service may take to end its side when the guest has vanished after sending all. Printers digest slowly.
 const LINGER: Duration = Duration::from_secs(300);
@@ -52,6 +57,9 @@ pub(crate) struct ServiceSocket {
     reading: Reading,
     writing: Writing,
     tail: Tail,
+    /// Where the service is to be called by another name. What it holds back counts as written: it is bounded, and goes
+    /// on with what follows, or with the guest's end.
+    rewrite: Option<Box<HttpHost>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +84,8 @@ enum Writing {
 #[derive(Default)]
 struct Tail {
     bytes: VecDeque<u8>,
-    /// Unwritten bytes of each message. INVARIANT: their sum is `bytes.len()`.
+    /// Unwritten bytes of each message, which may be none of one that was rewritten. INVARIANT: their sum is `bytes.len()`, less
+    /// what was held back to the guest's end and belongs to no message.
     messages: VecDeque<usize>,
 }
 
@@ -86,6 +95,7 @@ impl ServiceSocket {
         share: ShareId,
         connection: ConnectionId,
         mark: Arc<SocketWaker>,
+        rewrite: Option<HostRewrite>,
     ) -> ServiceSocket {
         ServiceSocket {
             stream,
@@ -99,6 +109,7 @@ impl ServiceSocket {
             reading: Reading::Open,
             writing: Writing::Open,
             tail: Tail::default(),
+            rewrite: rewrite.map(|host| Box::new(HttpHost::new(host))),
         }
     }
 
@@ -152,23 +163,22 @@ impl ServiceSocket {
     ///
     /// # Errors
     ///
-    /// The connection is broken.
+    /// The connection is broken, or the guest said something that cannot be rewritten.
     pub(crate) fn take(&mut self, payload: &[u8]) -> io::Result<u32> {
-        if !self.tail.is_empty() {
-            self.tail.push(payload);
-            return Ok(0);
+        // Taken out, since writing needs the whole of `self`.
+        let mut rewrite = self.rewrite.take();
+        let unwritten = match &mut rewrite {
+            Some(rewrite) => self.write_rewritten(rewrite, payload),
+            None => self.write_or_keep(payload),
+        };
+        self.rewrite = rewrite;
+        let unwritten = unwritten?;
+        // Behind others even if nothing of it is left: credit returns in order.
+        if unwritten == 0 && self.tail.is_empty() {
+            return Ok(1);
         }
-        let mut left = payload;
-        while !left.is_empty() {
-            match self.poll_write_some(left)? {
-                Poll::Ready(written) => left = left.get(written..).unwrap_or_default(),
-                Poll::Pending => {
-                    self.tail.push(left);
-                    return Ok(0);
-                }
-            }
-        }
-        Ok(1)
+        self.tail.messages.push_back(unwritten);
+        Ok(0)
     }
 
     /// The guest sends no more: the service is told once it has everything.
@@ -180,6 +190,8 @@ impl ServiceSocket {
         match self.writing {
             Writing::Open => {
                 self.writing = Writing::Finishing;
+                let held = self.rewrite.as_mut().map(|rewrite| rewrite.finish()).unwrap_or_default();
+                self.write_or_keep(&held)?;
                 self.shut_down_when_written()
             }
             Writing::Finishing | Writing::Ended => Ok(()),
@@ -237,6 +249,30 @@ impl ServiceSocket {
         (self.reading, self.writing) = (Reading::Ended, Writing::Ended);
     }
 
+    /// Gives how many bytes went into the tail.
+    fn write_rewritten(&mut self, rewrite: &mut HttpHost, payload: &[u8]) -> io::Result<usize> {
+        let (mut left, mut kept, mut scratch) = (payload, 0usize, Vec::new());
+        while !left.is_empty() {
+            let (taken, piece) = rewrite.next(left, &mut scratch)?;
+            kept = kept.saturating_add(self.write_or_keep(piece)?);
+            left = left.get(taken..).unwrap_or_default();
+        }
+        Ok(kept)
+    }
+
+    /// Gives how many of `bytes` went into the tail.
+    fn write_or_keep(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut left = bytes;
+        while self.tail.is_empty() && !left.is_empty() {
+            match self.poll_write_some(left)? {
+                Poll::Ready(written) => left = left.get(written..).unwrap_or_default(),
+                Poll::Pending => break,
+            }
+        }
+        self.tail.bytes.extend(left);
+        Ok(left.len())
+    }
+
     fn poll_write_some(&mut self, bytes: &[u8]) -> io::Result<Poll<usize>> {
         let mut cx = Context::from_waker(&self.waker);
         match Pin::new(&mut self.stream).poll_write(&mut cx, bytes) {
@@ -283,11 +319,6 @@ impl Tail {
 
     fn front(&self) -> &[u8] {
         self.bytes.as_slices().0
-    }
-
-    fn push(&mut self, message: &[u8]) {
-        self.bytes.extend(message);
-        self.messages.push_back(message.len());
     }
 
     /// `n` bytes of the front were written: how many messages are whole now?

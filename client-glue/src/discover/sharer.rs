@@ -381,10 +381,10 @@ fn offer(device: &Device, service: &Service, name: &str, info: ServiceInfo) -> O
     let host = host.or(first).unwrap_or(Host::Name("device.invalid".to_owned()));
     let mut share = Share::new(host, service.port);
     name.clone_into(&mut share.name);
+    share.http_host.clone_from(&service.host_rewrite);
     let reach = if device.this_machine { Reach::ThisMachine } else { Reach::Elsewhere };
     let addresses = device.addresses.clone();
-    let host_rewrite = service.host_rewrite.clone();
-    Offer { reach, host_rewrite, ..Offer::device(share, device.identity.clone(), Some(info), addresses) }
+    Offer { reach, ..Offer::device(share, device.identity.clone(), Some(info), addresses) }
 }
 
 /// What is told of a service: as much of it as fits.

@@ -16,6 +16,7 @@ use crate::{
     dial::Target,
     events::{End, Event},
     handle::Beginning,
+    http_host::HostRewrite,
     question::{Asker, NameQuery, Question},
     share::ShareId,
 };
@@ -83,8 +84,9 @@ impl Shares {
     }
 
     /// What is to be dialled for a service.
-    pub(super) fn target(&self, service: ServiceId) -> Option<(ShareId, Arc<Target>)> {
-        self.announced.get(&service).map(|announced| (announced.entry.id, announced.target.clone()))
+    pub(super) fn target(&self, service: ServiceId) -> Option<(ShareId, Arc<Target>, Option<HostRewrite>)> {
+        let Announced { entry, target, .. } = self.announced.get(&service)?;
+        Some((entry.id, target.clone(), entry.host_rewrite.clone()))
     }
 
     fn announce(&mut self, channel: &mut Channel, entry: Entry) {
@@ -164,7 +166,7 @@ impl Core {
             self.slots.iter().filter(|(_, slot)| slot.share() == share).map(|(socket, _)| *socket).collect();
         for socket in of_share {
             match self.slots.remove(&socket) {
-                Some(Slot::Dialling(_)) => {
+                Some(Slot::Dialling(..)) => {
                     self.dials.cancel(socket, share);
                     self.channel.refuse(socket);
                 }

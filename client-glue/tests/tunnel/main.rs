@@ -4,6 +4,7 @@
 #![allow(clippy::wildcard_enum_match_arm)]
 
 mod hostile;
+mod http_host;
 mod offers;
 mod peer;
 mod soak;

@@ -94,6 +94,7 @@ fn main() -> io::Result<()> {
     sasl(&save)?;
     netstack(&save)?;
     channels(&save)?;
+    http_host(&save)?;
     save("link", "server-websocket", b"\0\x0a\0GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     Ok(())
 }
@@ -115,6 +116,27 @@ fn sasl(save: &impl Fn(&str, &str, &[u8]) -> io::Result<()>) -> io::Result<()> {
     }
     let both = b"\x01\x04\0\x07\0\0\0,A,B-1,\x03\0\0\0B-1\x03\0\0\0cd\0\0\0\0\0\x01\x01\0\0\0\x03\0\0\0no\0";
     save("link", "sasl-rejected", both)
+}
+
+/// Requests with every way to say where a body ends.
+fn http_host(save: &impl Fn(&str, &str, &[u8]) -> io::Result<()>) -> io::Result<()> {
+    let requests: [(&str, &[u8]); 5] = [
+        ("get", b"\x00GET / HTTP/1.1\r\nHost: printer.local:631\r\n\r\nGET / HTTP/1.0\nA: b\n\n"),
+        ("absolute", b"\x01GET http://printer.local:631/ HTTP/1.1\r\nHost: a\r\n\r\n"),
+        (
+            "length",
+            b"\x05POST /ipp HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\nbodyGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        ),
+        (
+            "chunks",
+            b"\x07POST /ipp HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4;a=\"b\"\r\nbody\r\nA \r\n0123456789\r\n0\r\nT: u\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        ),
+        (
+            "upgrade",
+            b"\x02OPTIONS * HTTP/1.1\r\nConnection: keep-alive, Upgrade\r\nUpgrade: TLS/1.2,TLS/1.0\r\nHost: a\r\n\r\n",
+        ),
+    ];
+    requests.iter().try_for_each(|(name, bytes)| save("http_host", name, bytes))
 }
 
 /// Conversations of a guest, in the operations of the target `netstack`.

@@ -14,6 +14,8 @@ mod packet;
 
 pub use capture::capture;
 pub use channel::channel;
+/// What a guest says to a service of another name.
+pub use client_glue::exercise_http_host as http_host;
 pub use frames::frames;
 pub use link::link;
 pub use messages::messages;
@@ -29,6 +31,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("capture", capture),
     ("channel", channel),
     ("frames", frames),
+    ("http_host", http_host),
     ("link", link),
     ("messages", messages),
     ("netstack", netstack),
