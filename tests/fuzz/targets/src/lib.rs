@@ -5,6 +5,7 @@
 
 mod capture;
 mod channel;
+mod discover;
 mod frames;
 mod input;
 mod link;
@@ -16,6 +17,7 @@ pub use capture::capture;
 pub use channel::channel;
 /// What a guest says to a service of another name.
 pub use client_glue::exercise_http_host as http_host;
+pub use discover::discover;
 pub use frames::frames;
 pub use link::link;
 pub use messages::messages;
@@ -30,6 +32,7 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: &[(&str, Target)] = &[
     ("capture", capture),
     ("channel", channel),
+    ("discover", discover),
     ("frames", frames),
     ("http_host", http_host),
     ("link", link),
