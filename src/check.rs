@@ -4,13 +4,12 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 
-use client_glue::Share;
 use client_glue::server::{HttpProxy, Place};
 use serde::Serialize;
 use spice_proto::tls::{Roots, Trust};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use crate::session_args::{PasswordSource, Session};
+use crate::session_args::{Discovering, PasswordSource, Session, Sharing};
 
 /// `--check --json`.
 #[derive(Serialize)]
@@ -24,6 +23,29 @@ struct Report {
     password: String,
     viewer: Option<String>,
     shares: Vec<Shared>,
+    /// What is looked for.
+    discovery: Option<Looking>,
+    domains: Vec<DomainLine>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Looking {
+    /// By what.
+    sources: Vec<&'static str>,
+    /// On which interfaces; empty: on those of a network.
+    interfaces: Vec<String>,
+    /// What is shared as a class.
+    classes: Vec<&'static str>,
+    /// How many rules there are.
+    allow: usize,
+    deny: usize,
+    rename: usize,
+}
+
+#[derive(Serialize)]
+struct DomainLine {
+    name: String,
+    ports: Vec<u16>,
 }
 
 #[derive(Serialize)]
@@ -33,7 +55,7 @@ struct Shared {
 }
 
 /// What would be done, as text or as one JSON object.
-pub(crate) fn report(session: &Session, shares: &[Share], viewer: Option<&Path>, json: bool) -> String {
+pub(crate) fn report(session: &Session, sharing: &Sharing, viewer: Option<&Path>, json: bool) -> String {
     let server = &session.server;
     let report = Report {
         event: "check",
@@ -44,9 +66,16 @@ pub(crate) fn report(session: &Session, shares: &[Share], viewer: Option<&Path>,
         username: session.credentials.username.clone(),
         password: password(session, viewer.is_some()),
         viewer: viewer.map(|path| path.display().to_string()),
-        shares: shares
+        shares: sharing
+            .offers
             .iter()
-            .map(|share| Shared { name: share.name.clone(), target: share.target() })
+            .map(|offer| Shared { name: offer.share.name.clone(), target: offer.share.target() })
+            .collect(),
+        discovery: sharing.discovery.as_ref().map(looking),
+        domains: sharing
+            .domains
+            .iter()
+            .map(|domain| DomainLine { name: domain.name.as_str().to_owned(), ports: domain.ports.clone() })
             .collect(),
     };
     if json {
@@ -70,7 +99,43 @@ pub(crate) fn report(session: &Session, shares: &[Share], viewer: Option<&Path>,
     for Shared { name, target } in &report.shares {
         line("share", &format!("{name}  {target}"));
     }
+    if let Some(looking) = &report.discovery {
+        line("discover", &looking.to_string());
+    }
+    for DomainLine { name, ports } in &report.domains {
+        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+        line("domain", &format!("{name}  ports {}", ports.join(", ")));
+    }
     text
+}
+
+/// What would be looked for.
+pub(crate) fn looking(discovering: &Discovering) -> Looking {
+    let Discovering { config, policy } = discovering;
+    let sources = crate::discover::sources(config);
+    let interfaces = config.interfaces.only.clone();
+    let classes = policy.classes.iter().map(|class| class.as_str()).collect();
+    let [allow, deny, rename] = [policy.allow.len(), policy.deny.len(), policy.renames.len()];
+    Looking { sources, interfaces, classes, allow, deny, rename }
+}
+
+impl std::fmt::Display for Looking {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "by {}", self.sources.join(", "))?;
+        if !self.interfaces.is_empty() {
+            write!(f, " on {}", self.interfaces.join(", "))?;
+        }
+        match self.classes.as_slice() {
+            [] => write!(f, "; nothing is shared as a class")?,
+            classes => write!(f, "; every {} is shared", classes.join(" and "))?,
+        }
+        for (rules, word) in [(self.allow, "allow"), (self.deny, "deny"), (self.rename, "rename")] {
+            if rules > 0 {
+                write!(f, ", {rules} [[{word}]]")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Prints it.

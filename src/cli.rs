@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{connect, demo, dump, replay, serve, view};
+use crate::{connect, demo, discover, dump, replay, serve, view};
 
 /// Brings what stands in a Spice user's network (printers, NAS, web interfaces) into reach of the VM.
 ///
@@ -31,6 +31,8 @@ pub enum Command {
     Connect(connect::ConnectArgs),
     /// At the user's desk: start a viewer and share services with the VM, both with one password
     View(view::ViewArgs),
+    /// At the user's desk: show what could be shared from here, and what of it would be
+    Discover(discover::DiscoverArgs),
     /// Show every Spice message in a capture
     Dump(dump::DumpArgs),
     /// Show all of it in one process: a guest prints on a printer that only its user can reach

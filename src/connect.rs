@@ -8,14 +8,16 @@
 mod args;
 mod joined;
 mod printer;
+mod sharing;
 
 use std::io;
 use std::path::PathBuf;
 
 pub use args::{ConnectArgs, OutputArgs};
 use client_glue::server::{Credentials, LinkFailure, SpiceServer};
-use client_glue::{CompanionError, Share, ShareError};
+use client_glue::{CompanionError, ShareError};
 use joined::share;
+pub(crate) use sharing::{Complaints, Feed, changed};
 use thiserror::Error as ThisError;
 use tokio::io::AsyncWrite;
 use tokio_util::sync::CancellationToken;
@@ -25,7 +27,7 @@ use crate::check;
 use crate::open_files;
 use crate::prompt::{self, PromptError, Terminal};
 use crate::record;
-use crate::session_args::{PasswordSource, Session, SessionError};
+use crate::session_args::{PasswordSource, Session, SessionError, Sharing};
 
 /// Why `connect` failed.
 #[derive(Debug, ThisError)]
@@ -79,7 +81,7 @@ impl From<CompanionError> for Error {
     }
 }
 
-/// Shares `args.shares` with the VM behind `args.server`, and prints what the guest reaches where, until `shutdown`.
+/// Shares what `args.sharing` says with the VM behind `args.server`, and prints what the guest reaches where, until `shutdown`.
 ///
 /// Cancel safe in that a dropped run leaves nothing behind: services see a reset, the link is closed.
 ///
@@ -103,15 +105,15 @@ pub async fn run_to(
     mut out: impl AsyncWrite + Unpin,
 ) -> Result<(), Error> {
     let session = args.session.resolve()?;
-    let shares = args.sharing.shares(&session)?;
+    let sharing = args.sharing.sharing(&session)?;
     if let Some(file) = session.file.as_ref().filter(|file| file.tunnel_disabled) {
         return Err(Error::Disabled { file: file.path.clone() });
     }
     if args.check {
-        let text = check::report(&session, &shares, None, args.output.json);
+        let text = check::report(&session, &sharing, None, args.output.json);
         return check::print(out, &text).await.map_err(Error::Print);
     }
-    let mut plan = Plan { server: session.server.clone(), credentials: session.credentials.clone(), shares };
+    let mut plan = Plan { server: session.server.clone(), credentials: session.credentials.clone(), sharing };
     let mut tries = 0..prompt::TRIES;
     let outcome = loop {
         let outcome = keep(&plan, &args.output, &shutdown, &mut out).await;
@@ -137,7 +139,7 @@ pub async fn run_to(
 pub(crate) struct Plan {
     pub(crate) server: SpiceServer,
     pub(crate) credentials: Credentials,
-    pub(crate) shares: Vec<Share>,
+    pub(crate) sharing: Sharing,
 }
 
 /// A password from a file is most likely one that expires.
@@ -160,11 +162,23 @@ pub(crate) async fn keep(
     shutdown: &CancellationToken,
     out: impl AsyncWrite + Unpin,
 ) -> Result<(), Error> {
+    let feed = plan.sharing.discovery.as_ref().map(Feed::live);
+    keep_fed(plan, output, feed, shutdown, out).await
+}
+
+/// [`keep`], with the devices that `feed` finds.
+async fn keep_fed(
+    plan: &Plan,
+    output: &OutputArgs,
+    feed: Option<Feed>,
+    shutdown: &CancellationToken,
+    out: impl AsyncWrite + Unpin,
+) -> Result<(), Error> {
     let Some(path) = &output.capture else {
-        return Box::pin(share(plan, output, None, shutdown, out)).await;
+        return Box::pin(share(plan, output, None, feed, shutdown, out)).await;
     };
     let (recording, links) = record::links(&output.rotation.options(path))?;
-    let outcome = Box::pin(share(plan, output, Some(&links), shutdown, out)).await;
+    let outcome = Box::pin(share(plan, output, Some(&links), feed, shutdown, out)).await;
     recording.finish().await;
     outcome
 }

@@ -1,6 +1,6 @@
 //! The program `spice-tunnel` as a library, so that its tests and benchmarks drive the same code.
 //!
-//! One file per command ([`serve`], [`connect`], [`dump`](mod@dump), [`replay`], [`demo`]), and beside them what they share. The [`guest`] is a network
+//! One file per command ([`serve`], [`connect`], [`discover`], [`dump`](mod@dump), [`replay`], [`demo`]), and beside them what they share. The [`guest`] is a network
 //! card's other end without a VM, the [`vm`] one with.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
@@ -9,9 +9,11 @@ pub mod capture;
 pub mod causes;
 mod check;
 pub mod cli;
+pub mod config;
 pub mod connect;
 pub mod demo;
 pub mod describe;
+pub mod discover;
 pub mod dump;
 pub mod duration;
 pub mod guest;

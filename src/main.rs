@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use spice_tunnel::cli::{Cli, Command};
-use spice_tunnel::{connect, demo, dump, replay, serve, shutdown, view};
+use spice_tunnel::{connect, demo, discover, dump, replay, serve, shutdown, view};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         match cli.command {
             Command::Serve(args) => serve::run(args, shutdown).await?,
             Command::Connect(args) => connect::run(args, shutdown).await?,
+            Command::Discover(args) => discover::run(args, shutdown).await?,
             Command::View(args) => return Ok(view::run(args, shutdown).await?),
             Command::Dump(args) => {
                 return Ok(tokio::task::spawn_blocking(move || dump::run(&args, shutdown)).await??);
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
 fn default_filter(command: &Command) -> &'static str {
     match command {
         Command::Serve(_) | Command::Connect(_) | Command::View(_) => "info",
-        Command::Dump(_) | Command::Demo(_) | Command::Replay(_) => "warn",
+        Command::Discover(_) | Command::Dump(_) | Command::Demo(_) | Command::Replay(_) => "warn",
     }
 }
 

@@ -4,13 +4,17 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
+use client_glue::discover::policy::Policy;
+use client_glue::discover::{DiscoverConfig, NetworkId, ServiceClass};
+use client_glue::domains::Domain;
 use client_glue::server::{Credentials, HttpProxy, Place, SpiceServer, default_roots};
-use client_glue::{Share, ShareError};
+use client_glue::{Offer, ShareError};
 use spice_proto::ticket::{Password, PasswordError};
 use spice_proto::tls::{Connector, Roots, Subject, TlsError};
 use thiserror::Error;
 use tracing::warn;
 
+use crate::config::{self, Config, ConfigError};
 use crate::password::{self, PasswordFileError};
 use crate::proxy_uri::{self, ProxyUriError};
 use crate::spice_uri::{Server, SpiceUriError};
@@ -54,14 +58,32 @@ pub struct SessionArgs {
 #[derive(Debug, Clone, Args)]
 pub struct SharingArgs {
     /// What the VM may reach: tcp://HOST:PORT, with ?name=NAME behind it to give it a lasting name, from which its
-    /// virtual address is derived, and &host=localhost:631 where HTTP has to call it otherwise than the VM does. Can be given many
-    /// times
+    /// virtual address is derived, and &host=localhost:631 where HTTP has to call it otherwise than the VM does. A printer that the VM is
+    /// to find by itself: ipp://HOST/ipp/print?name=NAME; anything else that is to be advertised:
+    /// tcp://HOST:PORT?name=NAME&type=_http._tcp&txt=KEY=VALUE. Can be given many times
     #[arg(
         long = "share",
         value_name = "tcp://HOST:PORT?name=NAME",
-        required_unless_present = "shares_from_file"
+        required_unless_present_any = ["shares_from_file", "discover", "config"]
     )]
-    pub shares: Vec<Share>,
+    pub shares: Vec<Offer>,
+
+    /// Look for printers and scanners on this network, and share them as they come and go; =printers or =scanners for these alone.
+    /// Whatever else is found is shared by name only: see --config
+    #[arg(
+        long,
+        value_name = "WHAT",
+        num_args = 0..=1,
+        require_equals = true,
+        value_delimiter = ',',
+        default_missing_value = "printers,scanners",
+        value_parser = config::class
+    )]
+    pub discover: Option<Vec<ServiceClass>>,
+
+    /// TOML file with shares, where to look for more, and what of it may be shared (see below)
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 
     /// Share as well what the .vv file lists as share= in its group [spice-tunnel]. Whoever wrote the file decides then
     /// what of your network the VM reaches
@@ -162,6 +184,18 @@ pub enum SessionError {
     /// Something to share is not.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A configuration that shares nothing.
+    #[error(
+        "nothing is shared: {} has no [[share]], nothing that discovery may share, and no [[domain]]; give --share tcp://HOST:PORT or --discover",
+        file.display()
+    )]
+    EmptyConfig {
+        /// The file.
+        file: PathBuf,
+    },
     /// The file was to list shares, and there is no file.
     #[error("--shares-from-file goes with a .vv file, not with an address")]
     NoFile,
@@ -243,30 +277,81 @@ impl SessionArgs {
     }
 }
 
+/// All that is to be shared, and how more is found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sharing {
+    /// By hand.
+    pub offers: Vec<Offer>,
+    /// What is found.
+    pub discovery: Option<Discovering>,
+    /// Domains whose names the guest may ask for.
+    pub domains: Vec<Domain>,
+    /// Which network this is, if the user says so.
+    pub network: Option<NetworkId>,
+}
+
+/// Where to look, and what of it may be shared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discovering {
+    /// Where.
+    pub config: DiscoverConfig,
+    /// What.
+    pub policy: Policy,
+}
+
 impl SharingArgs {
     /// All that is to be shared with the session.
     ///
     /// # Errors
     /// There is nothing, or something that cannot be shared together.
-    pub fn shares(&self, session: &Session) -> Result<Vec<Share>, SessionError> {
-        let mut shares = self.shares.clone();
+    pub fn sharing(&self, session: &Session) -> Result<Sharing, SessionError> {
+        let Config { shares, discover, policy, domains, network } =
+            self.config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
+        let mut offers = self.shares.clone();
+        offers.extend(shares);
         match &session.file {
             None if self.shares_from_file => return Err(SessionError::NoFile),
             None => {}
-            Some(file) if self.shares_from_file => shares.extend(file.shares.iter().cloned()),
+            Some(file) if self.shares_from_file => offers.extend(file.shares.iter().cloned()),
             Some(file) => {
-                for share in &file.shares {
-                    let (file, share) = (file.path.display(), share.target());
+                for offer in &file.shares {
+                    let (file, share) = (file.path.display(), offer.share.target());
                     warn!(%file, share, "the file lists a share, which counts only with --shares-from-file");
                 }
             }
         }
-        if let (true, Some(file)) = (shares.is_empty(), &session.file) {
-            return Err(SessionError::NoShares { file: file.path.clone() });
+        let discovery = discovering(self.discover.as_deref(), discover, policy, network.as_ref());
+        if offers.is_empty() && discovery.is_none() && domains.is_empty() {
+            return match (&self.config, &session.file) {
+                (Some(file), _) => Err(SessionError::EmptyConfig { file: file.clone() }),
+                (None, Some(file)) => Err(SessionError::NoShares { file: file.path.clone() }),
+                // The command line asks for one of them.
+                (None, None) => Ok(Sharing::default()),
+            };
         }
-        client_glue::check_shares(&shares)?;
-        Ok(shares)
+        client_glue::check_offers(&offers)?;
+        Ok(Sharing { offers, discovery, domains, network })
     }
+}
+
+/// What `--discover` and the configuration say together. The command line says which classes; where it says nothing, the
+/// configuration does. Looking for what cannot be shared is no use.
+pub(crate) fn discovering(
+    classes: Option<&[ServiceClass]>,
+    config: Option<DiscoverConfig>,
+    mut policy: Policy,
+    network: Option<&NetworkId>,
+) -> Option<Discovering> {
+    let config = match (classes, config) {
+        (None, None) => return None,
+        (Some(classes), config) => {
+            policy.classes = classes.iter().copied().collect();
+            config
+                .unwrap_or_else(|| DiscoverConfig { network: network.cloned(), ..DiscoverConfig::default() })
+        }
+        (None, Some(config)) => config,
+    };
+    (!policy.classes.is_empty() || !policy.allow.is_empty()).then_some(Discovering { config, policy })
 }
 
 #[cfg(test)]

@@ -12,7 +12,6 @@ use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
 use clap::Args;
-use client_glue::Share;
 use client_glue::server::LinkFailure;
 use private_file::PrivateFiles;
 use thiserror::Error as ThisError;
@@ -25,13 +24,14 @@ use crate::check;
 use crate::connect::{self, OutputArgs, Plan};
 use crate::open_files;
 use crate::prompt::{self, PromptError, Terminal};
-use crate::session_args::{PasswordSource, Session, SessionArgs, SessionError, SharingArgs};
+use crate::session_args::{PasswordSource, Session, SessionArgs, SessionError, Sharing, SharingArgs};
 
 /// The tunnel has so long to say goodbye when the viewer has gone.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// What `view` is told.
 #[derive(Debug, Args)]
+#[command(after_long_help = crate::config::HELP)]
 pub struct ViewArgs {
     /// The session.
     #[command(flatten)]
@@ -104,10 +104,10 @@ pub enum Error {
 pub async fn run(args: ViewArgs, shutdown: CancellationToken) -> Result<ExitCode, Error> {
     debug!(limit = ?open_files::raise_limit(), "open files");
     let mut session = args.session.resolve()?;
-    let shares = args.sharing.shares(&session)?;
+    let sharing = args.sharing.sharing(&session)?;
     let program = viewer::find(&args.viewer)?;
     if args.check {
-        let text = check::report(&session, &shares, Some(&program), args.output.json);
+        let text = check::report(&session, &sharing, Some(&program), args.output.json);
         check::print(tokio::io::stdout(), &text).await.map_err(Error::Print)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -120,7 +120,7 @@ pub async fn run(args: ViewArgs, shutdown: CancellationToken) -> Result<ExitCode
     if let Some(file) = &session.file {
         file.remove();
     }
-    let ended = Box::pin(beside(viewer, &session, shares, &args.output, &shutdown)).await;
+    let ended = Box::pin(beside(viewer, &session, sharing, &args.output, &shutdown)).await;
     drop(files);
     let status = ended.map_err(|source| Error::Start { program, source })?;
     Ok(if shutdown.is_cancelled() { ExitCode::SUCCESS } else { exit_code(status) })
@@ -169,7 +169,7 @@ fn is_unclear(failure: &LinkFailure) -> bool {
 async fn beside(
     mut viewer: Viewer,
     session: &Session,
-    shares: Vec<Share>,
+    sharing: Sharing,
     output: &OutputArgs,
     shutdown: &CancellationToken,
 ) -> io::Result<ExitStatus> {
@@ -180,7 +180,7 @@ async fn beside(
             warn!(%file, "no tunnel: the file has tunnel among its disable-channels");
             return;
         }
-        let plan = Plan { server: session.server.clone(), credentials: session.credentials.clone(), shares };
+        let plan = Plan { server: session.server.clone(), credentials: session.credentials.clone(), sharing };
         let outcome = connect::keep(&plan, output, &over, tokio::io::stdout()).await;
         if let Err(error) = outcome {
             let error = connect::explain(error, session);

@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use client_glue::Share;
+use client_glue::Offer;
 use client_glue::server::{HttpProxy, Place, SpiceServer};
 use openssl::x509::X509;
 use spice_proto::ticket::Password;
@@ -39,7 +39,7 @@ pub struct ViewerFile {
     /// The password, usually one that expires soon.
     pub password: Option<Password>,
     /// What our own group lists. Whoever wrote the file chose it, not the user.
-    pub shares: Vec<Share>,
+    pub shares: Vec<Offer>,
     /// The channels that must go over TLS, for a viewer: the tunnel does so anyway where it can.
     pub secure_channels: Vec<String>,
     /// The channel is among the `disable-channels`.
@@ -297,7 +297,7 @@ impl Keys<'_> {
         }
     }
 
-    fn shares(&self) -> Result<Vec<Share>, Wrong> {
+    fn shares(&self) -> Result<Vec<Offer>, Wrong> {
         for key in self.0.keys(OUR_GROUP).filter(|key| *key != "share") {
             tracing::warn!(key, "this key of [spice-tunnel] means nothing; expected share");
         }

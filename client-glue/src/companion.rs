@@ -212,6 +212,7 @@ fn start<L: Linker>(
             attempts: 0,
             denials: 0,
             next_connection: 0,
+            tunnels: 0,
         };
         Box::pin(companion.run()).await
     };
@@ -233,6 +234,8 @@ struct Companion<L> {
     /// Times in a row that the password was refused.
     denials: u32,
     next_connection: u64,
+    /// How many there were.
+    tunnels: u64,
 }
 
 /// Told to stop.
@@ -282,11 +285,18 @@ impl<L: Linker> Companion<L> {
             Some(wrap) => wrap(stream, &linked, ends),
             None => stream,
         };
-        let shares = self.handle.shares(&mut self.commands).ok_or(Shutdown)?;
+        let beginning = self.handle.beginning(&mut self.commands).ok_or(Shutdown)?;
         let mut config = self.config.tunnel.clone();
         config.channel.dead_after = self.config.dead_after;
         self.watcher.linked(ends.map(|(_, server)| server));
-        let life = Life { shares, next_connection: self.next_connection };
+        let life = Life {
+            beginning,
+            next_connection: self.next_connection,
+            tunnel: self.tunnels,
+            asker: self.handle.asker(),
+            usage: self.handle.usage(),
+        };
+        self.tunnels += 1;
         let tunnel = crate::run(stream, linked, config, &mut self.commands, self.sink.of_tunnel(), life);
         let mut tunnel = Box::pin(tunnel);
         let outcome = loop {
@@ -376,7 +386,16 @@ async fn doubts(commands: &mut UnboundedReceiver<Command>, watcher: &mut Watcher
                 Some(Command::Shutdown) => return Err(Shutdown),
                 Some(Command::Probe) => return Ok(()),
                 // The companion has a handle itself, so that there is always one.
-                Some(Command::Add(_) | Command::Remove(_)) | None => continue,
+                Some(
+                    Command::Add(_)
+                    | Command::Update(_)
+                    | Command::Withdraw(_)
+                    | Command::Remove(_)
+                    | Command::AddDomain(_)
+                    | Command::RemoveDomain(_)
+                    | Command::Answer(..),
+                )
+                | None => continue,
             },
             change = watcher.changed() => change,
         };

@@ -25,6 +25,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::{
+    offer::{Offer, Reach, is_own},
     resolve::{Class, Resolver},
     share::{Host, ShareId},
 };
@@ -66,6 +67,16 @@ pub enum Refusal {
         address: IpAddr,
         /// What is wrong with it.
         class: Class,
+    },
+    /// It leads to this machine, and is to lead elsewhere.
+    #[error(
+        "{host} leads to {address}, which is this machine: it is shared when it is asked for by name only"
+    )]
+    ThisMachine {
+        /// The name, or the address itself.
+        host: String,
+        /// The address.
+        address: IpAddr,
     },
     /// No address of the host let us in; this is what the last one said.
     #[error("cannot connect to {address}: {error}")]
@@ -112,9 +123,51 @@ struct Line {
 
 struct Wanted {
     socket: SocketId,
+    target: Arc<Target>,
+    deadline: Instant,
+}
+
+/// Where a share is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Target {
     host: Host,
     port: u16,
-    deadline: Instant,
+    /// Dialled in this order; empty: the host is resolved.
+    addresses: Vec<IpAddr>,
+    reach: Reach,
+}
+
+impl Target {
+    pub(crate) fn of(offer: &Offer) -> Target {
+        let Offer { share, addresses, reach, .. } = offer;
+        Target { host: share.host.clone(), port: share.port, addresses: addresses.clone(), reach: *reach }
+    }
+
+    /// The addresses to dial.
+    async fn addresses(&self, resolver: &Resolver) -> Result<Vec<SocketAddr>, Refusal> {
+        let mut addresses = if self.addresses.is_empty() {
+            resolver.resolve(&self.host, self.port).await?
+        } else {
+            self.addresses.clone()
+        };
+        match self.reach {
+            Reach::Written | Reach::ThisMachine => {}
+            Reach::Elsewhere => {
+                // What was not ours when it was found may be now.
+                let own = addresses.iter().copied().find(|address| is_forbidden(*address));
+                addresses.retain(|address| !is_forbidden(*address));
+                if let (true, Some(address)) = (addresses.is_empty(), own) {
+                    return Err(Refusal::ThisMachine { host: self.host.to_string(), address });
+                }
+            }
+        }
+        Ok(addresses.into_iter().map(|address| SocketAddr::new(address, self.port)).collect())
+    }
+}
+
+/// Not to be dialled for what is on another machine.
+fn is_forbidden(address: IpAddr) -> bool {
+    Reach::Elsewhere.objection(address).is_some() || is_own(address)
 }
 
 impl Dials {
@@ -123,9 +176,9 @@ impl Dials {
     }
 
     /// Dials now, or as soon as there is room.
-    pub(crate) fn start(&mut self, socket: SocketId, share: ShareId, host: &Host, port: u16) {
+    pub(crate) fn start(&mut self, socket: SocketId, share: ShareId, target: Arc<Target>) {
         let deadline = Instant::now() + self.patience;
-        let wanted = Wanted { socket, host: host.clone(), port, deadline };
+        let wanted = Wanted { socket, target, deadline };
         self.lines.entry(share).or_default().waiting.push_back(wanted);
         self.fill();
     }
@@ -208,11 +261,8 @@ impl Dials {
 ///
 /// Cancel safe in that a dropped dial leaves nothing behind: what was half open is closed.
 async fn dial(resolver: Arc<Resolver>, wanted: Wanted, patience: Duration) -> Result<Dialled, Refusal> {
-    let Wanted { host, port, deadline, .. } = wanted;
-    let attempt = async {
-        let addresses = resolver.resolve(&host, port).await?;
-        connect_any(addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect()).await
-    };
+    let Wanted { target, deadline, .. } = wanted;
+    let attempt = async { connect_any(target.addresses(&resolver).await?).await };
     match timeout_at(deadline, Box::pin(attempt)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(Refusal::Deadline { after: patience }),
@@ -277,6 +327,10 @@ mod tests {
         Dials::new(Arc::new(Resolver::default()), patience)
     }
 
+    fn target(host: &Host, port: u16) -> Arc<Target> {
+        Arc::new(Target { host: host.clone(), port, addresses: vec![], reach: Reach::Written })
+    }
+
     fn address(text: &str) -> SocketAddr {
         text.parse().unwrap()
     }
@@ -317,10 +371,10 @@ mod tests {
         // More than may run at a time for one share, so that some never start.
         let wanted = u16::try_from(MAX_PER_SHARE).unwrap() + 20;
         for n in 0..wanted {
-            dials.start(SocketId(n), ShareId(1), &host, silent.port());
+            dials.start(SocketId(n), ShareId(1), target(&host, silent.port()));
         }
         let started = Instant::now();
-        dials.start(SocketId(9999), ShareId(2), &host, closed_port().await.port());
+        dials.start(SocketId(9999), ShareId(2), target(&host, closed_port().await.port()));
         let (first, outcome) = poll_fn(|cx| dials.poll_done(cx)).await;
         assert_eq!(first, SocketId(9999), "another share waits for a dead one: {:?}", outcome.err());
         for _ in 0..wanted {
@@ -336,8 +390,8 @@ mod tests {
         let (_full, silent) = silent_listener();
         let mut dials = dials(Duration::from_secs(5));
         let host: Host = "127.0.0.1".parse().unwrap();
-        dials.start(SocketId(1), ShareId(1), &host, silent.port());
-        dials.start(SocketId(2), ShareId(1), &host, closed_port().await.port());
+        dials.start(SocketId(1), ShareId(1), target(&host, silent.port()));
+        dials.start(SocketId(2), ShareId(1), target(&host, closed_port().await.port()));
         dials.cancel(SocketId(1), ShareId(1));
         assert_eq!(poll_fn(|cx| dials.poll_done(cx)).await.0, SocketId(2));
         let more = tokio::time::timeout(Duration::from_millis(50), poll_fn(|cx| dials.poll_done(cx))).await;
@@ -349,7 +403,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut dials = dials(Duration::from_secs(5));
         let port = listener.local_addr().unwrap().port();
-        dials.start(SocketId(1), ShareId(1), &"localhost".parse().unwrap(), port);
+        dials.start(SocketId(1), ShareId(1), target(&"localhost".parse().unwrap(), port));
         let (_, outcome) = poll_fn(|cx| dials.poll_done(cx)).await;
         assert_eq!(outcome.unwrap().address, address(&format!("127.0.0.1:{port}")));
     }
@@ -370,15 +424,35 @@ mod tests {
 
         let port = listener.local_addr().unwrap().port();
         for (name, class) in [("printer.example", Class::Loopback), ("cloud.example", Class::LinkLocal)] {
-            dials.start(SocketId(1), ShareId(1), &name.parse().unwrap(), port);
+            dials.start(SocketId(1), ShareId(1), target(&name.parse().unwrap(), port));
             let (_, outcome) = poll_fn(|cx| dials.poll_done(cx)).await;
             let Err(Refusal::Forbidden { class: found, .. }) = outcome else { panic!("{name} was dialled") };
             assert_eq!(found, class);
         }
-        dials.start(SocketId(1), ShareId(1), &"nobody.example".parse().unwrap(), port);
+        dials.start(SocketId(1), ShareId(1), target(&"nobody.example".parse().unwrap(), port));
         let (_, outcome) = poll_fn(|cx| dials.poll_done(cx)).await;
         assert!(matches!(outcome, Err(Refusal::Unknown { .. })));
         assert!(tokio::time::timeout(Duration::from_millis(50), listener.accept()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn given_addresses_are_dialled_and_nobody_is_asked_for_the_host() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let live = listener.local_addr().unwrap();
+        let target = |reach| {
+            let host = "printer.invalid".parse().unwrap();
+            let addresses = vec!["::1".parse().unwrap(), live.ip()];
+            Arc::new(Target { host, port: live.port(), addresses, reach })
+        };
+        let mut dials = dials(Duration::from_secs(5));
+        dials.start(SocketId(1), ShareId(1), target(Reach::ThisMachine));
+        assert_eq!(poll_fn(|cx| dials.poll_done(cx)).await.1.unwrap().address, live);
+
+        // What is elsewhere is not here.
+        dials.start(SocketId(2), ShareId(1), target(Reach::Elsewhere));
+        let (_, outcome) = poll_fn(|cx| dials.poll_done(cx)).await;
+        let Err(Refusal::ThisMachine { host, .. }) = outcome else { panic!("this machine was dialled") };
+        assert_eq!(host, "printer.invalid");
     }
 
     /// A listener whose line is full: it answers no further SYN.

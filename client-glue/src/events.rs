@@ -51,6 +51,15 @@ pub enum Event {
         /// Its port there: the share's own.
         port: u16,
     },
+    /// The guest reaches a share no more: it was removed or withdrawn, and had been mapped in this tunnel.
+    Unmapped {
+        /// The share.
+        share: ShareId,
+        /// Its name.
+        name: String,
+        /// What it is, as `tcp://HOST:PORT`.
+        target: String,
+    },
     /// The guest is connected to a share.
     Opened {
         /// The share.
@@ -115,6 +124,7 @@ impl Event {
             | Event::Waiting { .. }
             | Event::GaveUp { .. } => true,
             Event::Mapped { .. }
+            | Event::Unmapped { .. }
             | Event::Opened { .. }
             | Event::Closed { .. }
             | Event::Refused { .. }
@@ -259,6 +269,17 @@ impl EventSink {
                     .retain(|queued| !matches!(queued, Event::Mapped { share: old, .. } if *old == share));
                 inner.events.push_back(event);
             }
+            Event::Unmapped { share, .. } if full => {
+                // What was mapped and is not, in the same silence, is nothing to tell.
+                let share = *share;
+                let before = inner.events.len();
+                inner
+                    .events
+                    .retain(|queued| !matches!(queued, Event::Mapped { share: old, .. } if *old == share));
+                if inner.events.len() == before {
+                    inner.events.push_back(event);
+                }
+            }
             // Links may come and go for ever: only how it stands now counts.
             Event::Linking { .. }
             | Event::Connected { .. }
@@ -276,6 +297,7 @@ impl EventSink {
             | Event::Closed { .. }
             | Event::Refused { .. }
             | Event::Mapped { .. }
+            | Event::Unmapped { .. }
             | Event::Linking { .. }
             | Event::Connected { .. }
             | Event::Missed { .. }
@@ -352,6 +374,7 @@ mod tests {
                 Event::Mapped { share, virtual_ip, .. } => format!("mapped {} {virtual_ip}", share.0),
                 Event::Missed { events } => format!("missed {events}"),
                 Event::Disconnected { reason } => reason.clone(),
+                Event::Unmapped { share, .. } => format!("unmapped {}", share.0),
                 Event::Linking { .. }
                 | Event::Connected { .. }
                 | Event::Closed { .. }
@@ -390,6 +413,21 @@ mod tests {
         all.sort_unstable();
         assert_eq!(sorted, all);
         assert_eq!(told.last().unwrap(), "over");
+    }
+
+    #[tokio::test]
+    async fn a_device_that_comes_and_goes_unheard_is_not_worth_a_word() {
+        let unmapped =
+            |share| Event::Unmapped { share: ShareId(share), name: String::new(), target: String::new() };
+        let (mut sink, events) = queue(1);
+        sink.push(mapped(0, 1));
+        for share in 1..100 {
+            sink.push(mapped(share, 1));
+            sink.push(unmapped(share));
+        }
+        sink.push(unmapped(200));
+        sink.end("over".into());
+        assert_eq!(rest(events).await, ["mapped 0 198.18.0.1", "unmapped 200", "over"]);
     }
 
     #[tokio::test]

@@ -1,16 +1,20 @@
-//! Commands to a running tunnel, and the book that keeps its shares apart.
+//! Commands to a running tunnel.
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use spice_proto::tunnel::GroupId;
+use spice_proto::service_info::{HostName, ServiceInfo};
+use spice_proto::tunnel::NameAnswer;
 use tokio::sync::mpsc;
 
 use crate::{
-    http_host::HostRewrite,
-    share::{Host, Share, ShareError, ShareId},
+    book::{Entry, ShareBook},
+    offer::{DeviceKey, Offer},
+    question::{self, Answer, Asker, NameQuery, Questions},
+    share::{Share, ShareError, ShareId},
 };
 
 /// Steers a running tunnel. Clones steer the same one; the tunnel goes on when all of them are dropped.
@@ -20,34 +24,64 @@ use crate::{
 pub struct Handle {
     book: Arc<Mutex<ShareBook>>,
     commands: mpsc::UnboundedSender<Command>,
+    asker: Asker,
+    /// Until somebody takes them.
+    questions: Arc<Mutex<Option<Questions>>>,
+    usage: Usage,
+}
+
+/// Open connections of each share.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Usage {
+    open: Arc<Mutex<BTreeMap<ShareId, usize>>>,
+}
+
+impl Usage {
+    pub(crate) fn opened(&self, share: ShareId) {
+        *self.open().entry(share).or_default() += 1;
+    }
+
+    pub(crate) fn closed(&self, share: ShareId) {
+        let mut open = self.open();
+        if let Some(count) = open.get_mut(&share) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                open.remove(&share);
+            }
+        }
+    }
+
+    pub(crate) fn all_closed(&self) {
+        self.open().clear();
+    }
+
+    fn open(&self) -> MutexGuard<'_, BTreeMap<ShareId, usize>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What the session is told. Everything in it is decided already.
 pub(crate) enum Command {
-    Add(Entry),
+    Add(Box<Entry>),
+    Update(Box<Entry>),
+    /// The guest gets no new connections; open ones stay.
+    Withdraw(ShareId),
+    /// Open ones neither.
     Remove(ShareId),
+    AddDomain(HostName),
+    RemoveDomain(HostName),
+    Answer(NameQuery, NameAnswer),
     Probe,
     Shutdown,
-}
-
-/// A share with its place in the book.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
-    pub(crate) id: ShareId,
-    pub(crate) share: Share,
-    /// The device that the share belongs to.
-    pub(crate) group: GroupId,
-    /// The device's name: what the server derives the virtual address from.
-    pub(crate) device: String,
-    /// What the guest's HTTP requests are to call the service.
-    pub(crate) host_rewrite: Option<HostRewrite>,
 }
 
 impl Handle {
     pub(crate) fn new(max_shares: usize) -> (Handle, mpsc::UnboundedReceiver<Command>) {
         let (commands, receiver) = mpsc::unbounded_channel();
         let book = Arc::new(Mutex::new(ShareBook::new(max_shares)));
-        (Handle { book, commands }, receiver)
+        let (asker, questions) = question::questions();
+        let questions = Arc::new(Mutex::new(Some(questions)));
+        (Handle { book, commands, asker, questions, usage: Usage::default() }, receiver)
     }
 
     /// Offers `share` to the guest. [`Event::Mapped`](crate::Event::Mapped) says where the guest finds it.
@@ -57,23 +91,135 @@ impl Handle {
     /// What [`Share::check`] finds; [`ShareError::Duplicate`], [`ShareError::NameTaken`] and
     /// [`ShareError::TooMany`] in view of the other shares; [`ShareError::Ended`].
     pub fn add_share(&self, share: Share) -> Result<ShareId, ShareError> {
-        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = book.add(share)?;
+        self.offer(share.into())
+    }
+
+    /// Offers what is known better than a share that a user wrote: whose it is, how it is advertised, where it is.
+    ///
+    /// A device that is known by its identity has the same virtual address whatever it is called. Where its name belongs to another
+    /// device already, it gets a mark behind it.
+    ///
+    /// # Errors
+    ///
+    /// What [`Offer::check`] finds; else as [`add_share`](Self::add_share).
+    pub fn offer(&self, offer: Offer) -> Result<ShareId, ShareError> {
+        let mut book = self.book();
+        let entry = book.add(offer)?;
         let id = entry.id;
         // Sent under the lock, so that the session hears of shares in the order of their ids.
-        self.commands.send(Command::Add(entry)).map_err(|_| ShareError::Ended)?;
+        self.commands.send(Command::Add(Box::new(entry))).map_err(|_| ShareError::Ended)?;
         Ok(id)
+    }
+
+    /// The device has moved, or says another thing of itself. Nothing is announced anew and open connections stay; new ones go to
+    /// `addresses`. `false`: there is no such share, or it is so already.
+    ///
+    /// # Errors
+    ///
+    /// [`ShareError::Addresses`], [`ShareError::Identity`].
+    pub fn update_offer(
+        &self,
+        share: ShareId,
+        info: Option<ServiceInfo>,
+        addresses: Vec<IpAddr>,
+    ) -> Result<bool, ShareError> {
+        let mut book = self.book();
+        let Some(entry) = book.update(share, info, addresses)? else { return Ok(false) };
+        // A tunnel that has ended dials nothing any more.
+        let _ = self.commands.send(Command::Update(Box::new(entry)));
+        Ok(true)
     }
 
     /// Takes a share back: its connections are reset and the guest gets no new ones. `false`: there was no such share.
     pub fn remove_share(&self, share: ShareId) -> bool {
-        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        self.take_back(share, Command::Remove(share))
+    }
+
+    /// Takes a share back as it is done with a device that is not seen any more: the guest gets no new connections, those that
+    /// are open stay until they end. `false`: there was no such share.
+    pub fn withdraw(&self, share: ShareId) -> bool {
+        self.take_back(share, Command::Withdraw(share))
+    }
+
+    fn take_back(&self, share: ShareId, command: Command) -> bool {
+        let mut book = self.book();
         let known = book.remove(share);
         if known {
             // A tunnel that has ended has no connections left to reset.
-            let _ = self.commands.send(Command::Remove(share));
+            let _ = self.commands.send(command);
         }
         known
+    }
+
+    /// Lets the guest ask for names under `domain`, where the server can pass the question on: see
+    /// [`questions`](Self::questions). `false`: it may already.
+    ///
+    /// # Errors
+    ///
+    /// [`ShareError::Domain`], [`ShareError::Ended`].
+    pub fn add_domain(&self, domain: &HostName) -> Result<bool, ShareError> {
+        let mut book = self.book();
+        let new = book.add_domain(domain)?;
+        if new {
+            self.commands.send(Command::AddDomain(domain.clone())).map_err(|_| ShareError::Ended)?;
+        }
+        Ok(new)
+    }
+
+    /// Takes that back. `false`: there was no such domain.
+    pub fn remove_domain(&self, domain: &HostName) -> bool {
+        let mut book = self.book();
+        let known = book.remove_domain(domain);
+        if known {
+            // One that has ended asks nothing any more.
+            let _ = self.commands.send(Command::RemoveDomain(domain.clone()));
+        }
+        known
+    }
+
+    /// The guest's questions for names, for the first who asks. Nobody takes them: they are answered as failed.
+    pub fn questions(&self) -> Option<Questions> {
+        self.questions.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Answers one of [`questions`](Self::questions). A second answer, and one for a tunnel that has ended, has no effect.
+    pub fn answer_name(&self, query: NameQuery, answer: Answer) {
+        let book = self.book();
+        let reply = match answer {
+            Answer::Found { device, ttl } => match book.group(&device) {
+                Some(group) => {
+                    let ttl = u32::try_from(ttl.as_secs()).unwrap_or(NameAnswer::MAX_TTL);
+                    NameAnswer::Found { group, ttl }
+                }
+                None => NameAnswer::Failed,
+            },
+            Answer::NoSuchName => NameAnswer::NoSuchName,
+            Answer::Failed => NameAnswer::Failed,
+            Answer::Refused => NameAnswer::Refused,
+        };
+        let _ = self.commands.send(Command::Answer(query, reply));
+    }
+
+    /// Whether anything of `device` is offered.
+    pub fn offers_device(&self, device: &DeviceKey) -> bool {
+        self.book().group(device).is_some()
+    }
+
+    /// How many connections to a share are open.
+    pub fn connections(&self, share: ShareId) -> usize {
+        self.usage.open().get(&share).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn asker(&self) -> Asker {
+        self.asker.clone()
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        self.usage.clone()
+    }
+
+    fn book(&self) -> MutexGuard<'_, ShareBook> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// To be called when the server may be out of reach: the network is another one, or the machine woke up. The server
@@ -93,124 +239,62 @@ impl Handle {
         let _ = self.commands.send(Command::Shutdown);
     }
 
-    /// All shares, for a tunnel that begins now, in the order in which they were added; it must not hear of them by commands, so those
+    /// All that is shared, for a tunnel that begins now, in the order in which it was added; it must not hear of it by commands, so those
     /// that wait are taken away. `None`: a shutdown was among them.
-    pub(crate) fn shares(&self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Option<Vec<Entry>> {
-        let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn beginning(&self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Option<Beginning> {
+        let book = self.book();
         while let Ok(command) = commands.try_recv() {
             match command {
-                Command::Add(_) | Command::Remove(_) | Command::Probe => {}
+                Command::Add(_)
+                | Command::Update(_)
+                | Command::Withdraw(_)
+                | Command::Remove(_)
+                | Command::AddDomain(_)
+                | Command::RemoveDomain(_)
+                | Command::Answer(..)
+                | Command::Probe => {}
                 Command::Shutdown => return None,
             }
         }
-        Some(book.entries())
+        Some(Beginning { shares: book.entries(), domains: book.domains() })
     }
 }
 
-/// Whether these shares can be offered together, in this order, by one tunnel that bears as many.
+/// What is shared when a tunnel begins.
+#[derive(Debug, Default)]
+pub(crate) struct Beginning {
+    pub(crate) shares: Vec<Entry>,
+    pub(crate) domains: Vec<HostName>,
+}
+
+/// Whether these can be offered together, in this order, by one tunnel that bears as many.
+///
+/// # Errors
+///
+/// The first that [`Handle::offer`] would refuse, and why.
+pub fn check_offers(offers: &[Offer]) -> Result<(), ShareError> {
+    let mut book = ShareBook::new(offers.len());
+    offers.iter().try_for_each(|offer| book.add(offer.clone()).map(|_| ()))
+}
+
+/// As [`check_offers`], of plain shares.
 ///
 /// # Errors
 ///
 /// The first that [`Handle::add_share`] would refuse, and why.
 pub fn check_shares(shares: &[Share]) -> Result<(), ShareError> {
-    let mut book = ShareBook::new(shares.len());
-    shares.iter().try_for_each(|share| book.add(share.clone()).map(|_| ()))
-}
-
-/// Which shares there are, and which device each belongs to.
-struct ShareBook {
-    max_shares: usize,
-    next_share: u64,
-    shares: BTreeMap<ShareId, Share>,
-    /// Kept when a device's last share goes, so that the device is the same when it comes back.
-    devices: BTreeMap<Host, Device>,
-}
-
-struct Device {
-    group: GroupId,
-    name: String,
-}
-
-impl ShareBook {
-    fn new(max_shares: usize) -> ShareBook {
-        ShareBook { max_shares, next_share: 0, shares: BTreeMap::new(), devices: BTreeMap::new() }
-    }
-
-    fn add(&mut self, share: Share) -> Result<Entry, ShareError> {
-        share.check()?;
-        if self.shares.len() >= self.max_shares {
-            return Err(ShareError::TooMany { limit: self.max_shares });
-        }
-        for other in self.shares.values() {
-            if other.host == share.host && other.port == share.port {
-                return Err(ShareError::Duplicate { target: share.target() });
-            }
-        }
-        let known = self.shares.values().map(|other| (&other.host, &other.name));
-        let devices = self.devices.iter().map(|(host, device)| (host, &device.name));
-        if let Some((owner, name)) =
-            known.chain(devices).find(|(host, name)| **name == share.name && **host != share.host)
-        {
-            return Err(ShareError::NameTaken { name: name.clone(), owner: owner.clone() });
-        }
-        let next_group = u32::try_from(self.devices.len()).unwrap_or(u32::MAX);
-        let device = self
-            .devices
-            .entry(share.host.clone())
-            .or_insert_with(|| Device { group: GroupId(next_group), name: share.name.clone() });
-        let id = ShareId(self.next_share);
-        self.next_share += 1;
-        let entry = entry(id, &share, device);
-        self.shares.insert(id, share);
-        Ok(entry)
-    }
-
-    fn entries(&self) -> Vec<Entry> {
-        let of = |(id, share): (&ShareId, &Share)| {
-            self.devices.get(&share.host).map(|device| entry(*id, share, device))
-        };
-        self.shares.iter().filter_map(of).collect()
-    }
-
-    fn remove(&mut self, share: ShareId) -> bool {
-        self.shares.remove(&share).is_some()
-    }
-}
-
-fn entry(id: ShareId, share: &Share, device: &Device) -> Entry {
-    Entry {
-        id,
-        share: share.clone(),
-        group: device.group,
-        device: device.name.clone(),
-        // Checked when it was added.
-        host_rewrite: share.http_host.as_deref().and_then(|host| HostRewrite::new(host).ok()),
-    }
+    let offers: Vec<Offer> = shares.iter().cloned().map(Offer::from).collect();
+    check_offers(&offers)
 }
 
 #[cfg(test)]
 mod tests {
+    use spice_proto::tunnel::GroupId;
+
     use super::*;
 
     fn share(text: &str) -> Share {
         text.parse().unwrap()
-    }
-
-    #[test]
-    fn one_host_is_one_device_named_by_its_first_share() {
-        let mut book = ShareBook::new(10);
-        let print = book.add(share("tcp://printer.lan:631?name=Printer")).unwrap();
-        let web = book.add(share("tcp://PRINTER.lan.:80?name=Web%20page")).unwrap();
-        let nas = book.add(share("tcp://192.168.1.9:445?name=NAS")).unwrap();
-        assert_eq!((print.group, &*print.device), (GroupId(0), "Printer"));
-        assert_eq!((web.group, &*web.device), (GroupId(0), "Printer"));
-        assert_eq!((nas.group, &*nas.device), (GroupId(1), "NAS"));
-        assert_eq!([print.id, web.id, nas.id], [ShareId(0), ShareId(1), ShareId(2)]);
-
-        // The device survives its shares, and its name with it.
-        assert!(book.remove(print.id) && book.remove(web.id) && !book.remove(web.id));
-        let again = book.add(share("tcp://printer.lan:80?name=Web%20page")).unwrap();
-        assert_eq!((again.group, &*again.device, again.id), (GroupId(0), "Printer", ShareId(3)));
     }
 
     #[test]
@@ -220,28 +304,17 @@ mod tests {
         handle.add_share(share("tcp://nas:445")).unwrap();
         let web = handle.add_share(share("tcp://printer.lan:80")).unwrap();
         handle.remove_share(print);
-        let shares = handle.shares(&mut commands).unwrap();
-        let of = |entry: &Entry| (entry.id, entry.group, entry.device.clone());
+        let domain = HostName::new("home.arpa").unwrap();
+        handle.add_domain(&domain).unwrap();
+        let Beginning { shares, domains } = handle.beginning(&mut commands).unwrap();
+        let of = |entry: &Entry| (entry.id, entry.group, entry.device.name.clone());
         let expected = [(ShareId(1), GroupId(1), "nas".to_owned()), (web, GroupId(0), "Printer".to_owned())];
         assert_eq!(shares.iter().map(of).collect::<Vec<_>>(), expected);
+        assert_eq!(domains, [domain]);
         assert!(commands.try_recv().is_err());
         handle.probe_now();
         handle.shutdown();
-        assert_eq!(handle.shares(&mut commands), None);
-    }
-
-    #[test]
-    fn duplicates_and_stolen_names_are_refused() {
-        let mut book = ShareBook::new(3);
-        book.add(share("tcp://a:80?name=A")).unwrap();
-        assert!(matches!(book.add(share("tcp://a:80?name=B")), Err(ShareError::Duplicate { .. })));
-        let Err(ShareError::NameTaken { name, owner }) = book.add(share("tcp://b:80?name=A")) else {
-            panic!("two devices of one name");
-        };
-        assert_eq!((&*name, owner.to_string().as_str()), ("A", "a"));
-        book.add(share("tcp://b:80")).unwrap();
-        book.add(share("tcp://b:81")).unwrap();
-        assert_eq!(book.add(share("tcp://c:80")), Err(ShareError::TooMany { limit: 3 }));
+        assert!(handle.beginning(&mut commands).is_none());
     }
 
     #[test]

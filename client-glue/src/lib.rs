@@ -5,8 +5,9 @@
 //! | question | look at |
 //! | --- | --- |
 //! | how do I plug it in | [`tunnel`], [`Linked::tunnel`], [`companion()`] |
-//! | what can be shared | [`Share`] |
+//! | what can be shared | [`Share`], [`Offer`] |
 //! | where may a name lead | [`resolve`] |
+//! | whose names may the guest ask for | [`domains`] |
 //! | what happens in a tunnel | [`Event`] |
 //! | how is it steered | [`Handle`] |
 //! | where is a server, and which is the right one | [`server`] |
@@ -14,16 +15,20 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
+mod book;
 pub mod companion;
 mod dial;
 #[cfg(feature = "discover")]
 pub mod discover;
+pub mod domains;
 mod error;
 mod events;
 mod handle;
 mod http_host;
 mod link;
 mod network;
+mod offer;
+mod question;
 mod ready;
 pub mod resolve;
 mod sasl;
@@ -49,15 +54,19 @@ pub use crate::{
     dial::Refusal,
     error::Error,
     events::{ConnectionId, End, Event, Events},
-    handle::{Handle, check_shares},
+    handle::{Handle, check_offers, check_shares},
+    offer::{DeviceKey, MAX_ADDRESSES, Offer, Reach},
+    question::{Answer, NameQuery, Question, Questions},
     server::{Credentials, HttpProxy, LinkFailure, Place, SpiceServer},
     share::{Host, MAX_TEXT, Share, ShareError, ShareId},
 };
 // What a client needs of the crates below, so that it names but this one.
 pub use spice_proto::{
     handshake::Linked,
+    service_info,
     ticket::{Password, PasswordError},
     tls::{Roots, Subject, Trust},
+    tunnel::MAX_DOMAINS,
 };
 pub use tunnel_channel::Config as ChannelConfig;
 
@@ -110,19 +119,30 @@ where
 {
     let (handle, commands) = Handle::new(config.channel.max_services);
     let (sink, events) = events::queue(config.event_capacity);
+    let life = Life {
+        beginning: handle::Beginning::default(),
+        next_connection: 0,
+        tunnel: 0,
+        asker: handle.asker(),
+        usage: handle.usage(),
+    };
     let run = async move {
         let mut commands = commands;
-        let life = Life { shares: Vec::new(), next_connection: 0 };
         Box::pin(run(stream, linked, config, &mut commands, sink, life)).await.result.map(|_| ())
     };
     (handle, events, run)
 }
 
 /// What a tunnel begins with.
+#[derive(Debug)]
 struct Life {
-    shares: Vec<handle::Entry>,
+    beginning: handle::Beginning,
     /// The first connection's number.
     next_connection: u64,
+    /// The tunnel's own, of a companion's.
+    tunnel: u64,
+    asker: question::Asker,
+    usage: handle::Usage,
 }
 
 /// Runs one tunnel to its end.
@@ -149,7 +169,7 @@ where
     let dials = dial::Dials::new(Arc::default(), config.dial_deadline);
     let session = session::Session {
         link: FrameStream::new(stream, linked.header, &linked.leftover),
-        core: session::Core::new(channel, sink, dials, life.shares, life.next_connection),
+        core: session::Core::new(channel, sink, dials, life),
         commands,
         timer: Box::pin(tokio::time::sleep_until(now)),
     };

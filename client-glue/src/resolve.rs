@@ -113,6 +113,15 @@ impl fmt::Display for Class {
     }
 }
 
+/// Why a name has no address.
+#[derive(Debug)]
+pub(crate) enum NoAddress {
+    /// There is no such name, or it has no address.
+    NoSuchName,
+    /// It could not be found out, or it leads where no name may lead.
+    Failed(Refusal),
+}
+
 /// Resolves shared hosts with the system's configuration: `/etc/resolv.conf` and `/etc/hosts`.
 ///
 /// Names below `.local` belong to multicast DNS (RFC 6762), which is not in `resolv.conf`; they are left to the
@@ -140,6 +149,25 @@ impl Resolver {
                 };
                 choose(name, answers)
             }
+        }
+    }
+
+    /// The addresses that may be dialled for `name`, by DNS alone and just as it is written, and how long they are good for.
+    ///
+    /// Cancel safe: nothing is kept between polls but the resolver's own cache.
+    pub(crate) async fn look_up(&self, name: &str) -> Result<(Vec<IpAddr>, Duration), NoAddress> {
+        let unknown =
+            |problem: String| NoAddress::Failed(Refusal::Unknown { host: name.to_owned(), problem });
+        let resolver = self.dns().map_err(|error| unknown(error.to_string()))?;
+        // With the final dot no search domain is put behind it.
+        match resolver.lookup_ip(format!("{name}.")).await {
+            Ok(found) => {
+                let ttl = found.valid_until().saturating_duration_since(Instant::now());
+                let addresses = choose(name, found.iter().take(64).collect()).map_err(NoAddress::Failed)?;
+                Ok((addresses, ttl))
+            }
+            Err(error) if error.is_no_records_found() => Err(NoAddress::NoSuchName),
+            Err(error) => Err(unknown(error.to_string())),
         }
     }
 

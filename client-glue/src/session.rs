@@ -12,6 +12,8 @@
 //! server is always read, or both ends could wait for each other. What it sends to a service that is slow waits in
 //! that socket's tail, which the window bounds.
 
+mod shares;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
@@ -21,10 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use spice_proto::{
-    frame_stream::FrameStream,
-    tunnel::{ServiceId, ServiceKind, SocketId},
-};
+use spice_proto::{frame_stream::FrameStream, tunnel::SocketId};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc::UnboundedReceiver,
@@ -32,17 +31,19 @@ use tokio::{
     time::Sleep,
 };
 use tracing::{debug, trace, warn};
-use tunnel_channel::{Channel, Event as ChannelEvent, NameAnswer, NewService, ResetCause};
+use tunnel_channel::{Channel, Event as ChannelEvent, ResetCause};
 
+use self::shares::Shares;
 use crate::{
+    Life,
     dial::{Dialled, Dials, Refusal},
     error::{Error, in_full},
     events::{ConnectionId, End, Event, EventSink},
-    handle::{Command, Entry},
+    handle::{Command, Usage},
     http_host::{HostRewrite, HttpFault},
     link,
     ready::ReadySet,
-    share::{Share, ShareId},
+    share::ShareId,
     sockets::ServiceSocket,
 };
 
@@ -145,8 +146,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         while let Poll::Ready(Some(command)) = self.commands.poll_recv(cx) {
             moved = true;
             match command {
-                Command::Add(entry) => self.core.add_share(entry),
+                Command::Add(entry) => self.core.add_share(*entry),
+                Command::Update(entry) => self.core.update_share(*entry),
+                Command::Withdraw(share) => self.core.withdraw(share),
                 Command::Remove(share) => self.core.remove_share(share),
+                Command::AddDomain(domain) => self.core.add_domain(domain),
+                Command::RemoveDomain(domain) => self.core.remove_domain(&domain),
+                Command::Answer(query, reply) => self.core.answer_name(query, reply),
                 Command::Probe => {
                     if !self.core.channel.probe(now, PROBE_WITHIN) {
                         debug!("the server cannot be asked whether it is there");
@@ -219,9 +225,8 @@ pub(crate) struct Core {
     ready_at: Option<tokio::time::Instant>,
     events: EventSink,
     dials: Dials,
-    /// Shares that wait for the server's INIT.
-    waiting: Vec<Entry>,
-    offers: BTreeMap<ServiceId, Offer>,
+    shares: Shares,
+    usage: Usage,
     slots: BTreeMap<SocketId, Slot>,
     next_connection: u64,
     ready: Arc<ReadySet>,
@@ -232,95 +237,29 @@ pub(crate) struct Core {
     lingering: JoinSet<()>,
 }
 
-struct Offer {
-    id: ShareId,
-    share: Share,
-    host_rewrite: Option<HostRewrite>,
-}
-
 /// What a socket of the channel is here.
 enum Slot {
-    Dialling(ShareId),
+    /// And what its requests are to call it, should the share be gone by then.
+    Dialling(ShareId, Option<HostRewrite>),
     Connected(Box<ServiceSocket>),
 }
 
 impl Core {
-    /// A core that announces `shares` as soon as it can, and numbers connections from `next_connection` on.
-    pub(crate) fn new(
-        channel: Channel,
-        events: EventSink,
-        dials: Dials,
-        shares: Vec<Entry>,
-        next_connection: u64,
-    ) -> Core {
+    /// A core of the tunnel that `life` describes, which announces its shares as soon as it can.
+    pub(crate) fn new(channel: Channel, events: EventSink, dials: Dials, life: Life) -> Core {
         Core {
             channel,
             ready_at: None,
             events,
             dials,
-            waiting: shares,
-            offers: BTreeMap::new(),
+            shares: Shares::new(life.beginning, life.tunnel, life.asker),
+            usage: life.usage,
             slots: BTreeMap::new(),
-            next_connection,
+            next_connection: life.next_connection,
             ready: Arc::default(),
             queue: VecDeque::new(),
             parked: VecDeque::new(),
             lingering: JoinSet::new(),
-        }
-    }
-
-    fn add_share(&mut self, entry: Entry) {
-        if self.ready_at.is_none() {
-            self.waiting.push(entry);
-            return;
-        }
-        let Entry { id, share, group, device, host_rewrite } = entry;
-        let description = match (&share.description, &share.name) {
-            (description, _) if !description.is_empty() => description.as_str(),
-            (_, name) if *name != device => name.as_str(),
-            (_, _) => "",
-        };
-        let service = NewService {
-            kind: ServiceKind::Generic,
-            group,
-            port: share.port,
-            name: device.as_bytes(),
-            description: description.as_bytes(),
-            info: None,
-        };
-        match self.channel.add_service(service) {
-            Ok(service) => {
-                debug!(service = service.0, share = %share.name, target = share.target(), "announced");
-                self.offers.insert(service, Offer { id, share, host_rewrite });
-            }
-            // The book and the configuration leave nothing that the channel could object to.
-            Err(error) => warn!(share = %share.name, %error, "a share could not be announced"),
-        }
-    }
-
-    fn remove_share(&mut self, share: ShareId) {
-        self.waiting.retain(|entry| entry.id != share);
-        let channel = &mut self.channel;
-        self.offers.retain(|service, offer| {
-            if offer.id == share {
-                channel.remove_service(*service);
-            }
-            offer.id != share
-        });
-        let of_share: Vec<SocketId> =
-            self.slots.iter().filter(|(_, slot)| slot.share() == share).map(|(socket, _)| *socket).collect();
-        for socket in of_share {
-            match self.slots.remove(&socket) {
-                Some(Slot::Dialling(_)) => {
-                    self.dials.cancel(socket, share);
-                    self.channel.refuse(socket);
-                }
-                Some(Slot::Connected(service)) => {
-                    self.channel.reset(socket);
-                    self.closed(&service, End::Unshared);
-                }
-                None => {}
-            }
         }
     }
 
@@ -329,25 +268,17 @@ impl Core {
             ChannelEvent::Ready { max_sockets, max_data } => {
                 self.ready_at = Some(tokio::time::Instant::now());
                 self.events.push(Event::Connected { max_sockets, max_data });
-                for entry in std::mem::take(&mut self.waiting) {
-                    self.add_share(entry);
-                }
+                self.shares.on_ready(&mut self.channel);
             }
             ChannelEvent::ServiceMapped { service, address } => {
-                if let Some(Offer { id, share, .. }) = self.offers.get(&service) {
-                    self.events.push(Event::Mapped {
-                        share: *id,
-                        name: share.name.clone(),
-                        target: share.target(),
-                        virtual_ip: address,
-                        port: share.port,
-                    });
+                if let Some(mapped) = self.shares.mapped(service, address) {
+                    self.events.push(mapped);
                 }
             }
-            ChannelEvent::Open { socket, service } => match self.offers.get(&service) {
-                Some(Offer { id, share, .. }) => {
-                    self.slots.insert(socket, Slot::Dialling(*id));
-                    self.dials.start(socket, *id, &share.host, share.port);
+            ChannelEvent::Open { socket, service } => match self.shares.target(service) {
+                Some((share, target, rewrite)) => {
+                    self.slots.insert(socket, Slot::Dialling(share, rewrite));
+                    self.dials.start(socket, share, target);
                 }
                 None => self.channel.refuse(socket),
             },
@@ -369,7 +300,7 @@ impl Core {
             ChannelEvent::Migrate => return Some(Ended::Migrated),
             ChannelEvent::Disconnecting { reason } => debug!(reason, "the server is about to leave"),
             // No domain is ever added here, so the channel refuses every name on its own.
-            ChannelEvent::NameAsked { query, .. } => self.channel.answer_name(query, NameAnswer::Refused),
+            ChannelEvent::NameAsked { query, name } => self.on_name_asked(query, name),
             ChannelEvent::ServiceDescribed { .. }
             | ChannelEvent::ServiceAdded(_)
             | ChannelEvent::ServiceRejected { .. }
@@ -403,7 +334,7 @@ impl Core {
             }
         }
         match self.slots.remove(&socket) {
-            Some(Slot::Dialling(share)) => self.dials.cancel(socket, share),
+            Some(Slot::Dialling(share, _)) => self.dials.cancel(socket, share),
             Some(Slot::Connected(service)) => self.closed(&service, End::Guest),
             None => {}
         }
@@ -421,20 +352,19 @@ impl Core {
     }
 
     fn on_dialled(&mut self, socket: SocketId, outcome: Result<Dialled, Refusal>) {
-        let Some(Slot::Dialling(share)) = self.slots.get(&socket) else { return };
-        let share = *share;
+        let Some(Slot::Dialling(share, rewrite)) = self.slots.get(&socket) else { return };
+        let (share, rewrite) = (*share, rewrite.clone());
         match outcome {
             Ok(Dialled { stream, address }) => {
                 let connection = ConnectionId(self.next_connection);
                 self.next_connection += 1;
                 let mark = self.ready.waker(socket);
-                let rewrite = self.offers.values().find(|offer| offer.id == share);
-                let rewrite = rewrite.and_then(|offer| offer.host_rewrite.clone());
                 let service = Box::new(ServiceSocket::new(stream, share, connection, mark, rewrite));
                 self.slots.insert(socket, Slot::Connected(service));
                 self.channel.accept(socket);
                 self.queue.push_back(socket);
                 debug!(socket = socket.0, %address, "connected");
+                self.usage.opened(share);
                 self.events.push(Event::Opened { share, connection, address });
             }
             Err(reason) => {
@@ -525,6 +455,7 @@ impl Core {
     }
 
     fn closed(&mut self, service: &ServiceSocket, end: End) {
+        self.usage.closed(service.share);
         self.events.push(Event::Closed {
             share: service.share,
             connection: service.connection,
@@ -537,7 +468,7 @@ impl Core {
     fn connected(&mut self, socket: SocketId) -> Option<&mut ServiceSocket> {
         match self.slots.get_mut(&socket) {
             Some(Slot::Connected(service)) => Some(service),
-            Some(Slot::Dialling(_)) | None => None,
+            Some(Slot::Dialling(..)) | None => None,
         }
     }
 
@@ -561,13 +492,14 @@ impl Core {
     /// The tunnel is over: services see a reset.
     fn drop_connections(&mut self) {
         self.slots.clear();
+        self.usage.all_closed();
     }
 }
 
 impl Slot {
     fn share(&self) -> ShareId {
         match self {
-            Slot::Dialling(share) => *share,
+            Slot::Dialling(share, _) => *share,
             Slot::Connected(service) => service.share,
         }
     }

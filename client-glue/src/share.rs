@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, str::FromStr};
 use thiserror::Error;
 use url::Url;
 
-use crate::{http_host::HostRewrite, resolve::Class};
+use crate::{http_host::HostRewrite, offer::DeviceKey, resolve::Class};
 
 /// Longest name and longest description, in bytes of UTF-8.
 pub const MAX_TEXT: usize = 255;
@@ -75,7 +75,9 @@ pub enum Host {
 #[non_exhaustive]
 pub enum ShareError {
     /// Not of the form `tcp://HOST:PORT`, with `?name=NAME&description=TEXT&host=HOST` behind it where wanted.
-    #[error("`{given}` is not tcp://HOST:PORT or tcp://HOST:PORT?name=NAME: {problem}")]
+    #[error(
+        "`{given}` is not tcp://HOST:PORT or ipp://HOST/PATH, with ?name=NAME behind it or without: {problem}"
+    )]
     Syntax {
         /// What was given.
         given: String,
@@ -120,13 +122,41 @@ pub enum ShareError {
         /// The target, as `tcp://HOST:PORT`.
         target: String,
     },
-    /// Another host has the name, and the name decides the virtual address.
+    /// Another device has the name, and the name decides the virtual address.
     #[error("the name `{name}` belongs to {owner} already: give this share a name of its own with ?name=")]
     NameTaken {
         /// The name.
         name: String,
         /// Whose it is.
-        owner: Host,
+        owner: DeviceKey,
+    },
+    /// The addresses of an offer cannot be dialled for it.
+    #[error("the addresses of an offer cannot be used: {problem}")]
+    Addresses {
+        /// What is wrong with them.
+        problem: String,
+    },
+    /// What is to be told of a service is of another device.
+    #[error("what is said of a service of {device} is said of {named}")]
+    Identity {
+        /// The device.
+        device: DeviceKey,
+        /// The identity that was said.
+        named: String,
+    },
+    /// It cannot be advertised like this.
+    #[error("a share cannot be advertised like this: {problem}")]
+    Advert {
+        /// What is wrong.
+        problem: String,
+    },
+    /// A domain whose names a guest cannot ask for.
+    #[error("`{given}` cannot be a domain for the guest: {problem}")]
+    Domain {
+        /// The domain.
+        given: String,
+        /// What is wrong with it.
+        problem: String,
     },
     /// More shares than one tunnel bears.
     #[error("this tunnel has its {limit} shares already")]

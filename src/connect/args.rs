@@ -11,6 +11,7 @@ use crate::session_args::{SessionArgs, SharingArgs};
 
 /// What `connect` is told.
 #[derive(Debug, Args)]
+#[command(after_long_help = crate::config::HELP)]
 pub struct ConnectArgs {
     /// The session.
     #[command(flatten)]

@@ -4,14 +4,16 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use client_glue::discover::Notice;
 use client_glue::server::SpiceServer;
-use client_glue::{CompanionConfig, Events, Handle, companion};
+use client_glue::{CompanionConfig, Event, Events, Handle, Refusal, companion};
 use spice_proto::names::Sender;
 use tokio::io::AsyncWrite;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::printer::Printer;
+use super::sharing::{Beside, Feed};
 use super::{Error, OutputArgs, Plan};
 use crate::record::{Ends, Links};
 
@@ -23,6 +25,7 @@ pub(super) async fn share(
     plan: &Plan,
     output: &OutputArgs,
     capture: Option<&Links>,
+    feed: Option<Feed>,
     shutdown: &CancellationToken,
     out: impl AsyncWrite + Unpin,
 ) -> Result<(), Error> {
@@ -35,14 +38,15 @@ pub(super) async fn share(
     }
     let (handle, mut events, run) = companion(plan.server.clone(), plan.credentials.clone(), config);
     let mut printer = Printer::new(out, output.json);
-    for share in &plan.shares {
-        let id = handle.add_share(share.clone())?;
-        printer.names.insert(id, (share.name.clone(), share.target()));
+    for offer in &plan.sharing.offers {
+        let id = handle.offer(offer.clone())?;
+        printer.shared_by_hand(id, &offer.share);
     }
+    let mut beside = Beside::start(&handle, &plan.sharing, feed);
     // A task of its own, which ends with this call: printing must not hold it up.
     let mut running = JoinSet::new();
     running.spawn(run);
-    let heard = listen(&handle, &mut events, shutdown, &mut printer, &plan.server).await;
+    let heard = listen(&handle, &mut events, &mut beside, shutdown, &mut printer, &plan.server).await;
     let ended = match running.join_next().await {
         Some(Ok(ended)) => ended,
         Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
@@ -57,6 +61,7 @@ pub(super) async fn share(
 async fn listen(
     handle: &Handle,
     events: &mut Events,
+    beside: &mut Beside,
     shutdown: &CancellationToken,
     printer: &mut Printer<impl AsyncWrite + Unpin>,
     server: &SpiceServer,
@@ -64,22 +69,38 @@ async fn listen(
     let mut outcome = Ok(());
     let mut told = false;
     loop {
-        let event = tokio::select! {
-            event = events.recv() => event,
+        let heard = tokio::select! {
+            event = events.recv() => match event {
+                Some(event) => Heard::Event(event),
+                None => return outcome,
+            },
+            Some(notice) = beside.notices.recv() => Heard::Notice(notice),
             () = shutdown.cancelled(), if !told => {
                 told = true;
                 handle.shutdown();
                 continue;
             }
         };
-        let Some(event) = event else { return outcome };
+        if let Heard::Event(Event::Refused {
+            share,
+            reason: Refusal::Connect { .. } | Refusal::Deadline { .. },
+        }) = &heard
+        {
+            beside.doubt(*share);
+        }
         if outcome.is_ok() {
             let last_call = async {
                 shutdown.cancelled().await;
                 tokio::time::sleep(LAST_PRINT).await;
             };
+            let print = async {
+                match &heard {
+                    Heard::Event(event) => printer.print(event, server).await,
+                    Heard::Notice(notice) => printer.print_notice(notice).await,
+                }
+            };
             outcome = tokio::select! {
-                printed = printer.print(&event, server) => printed,
+                printed = print => printed,
                 () = last_call => Err(io::ErrorKind::TimedOut.into()),
             };
             if outcome.is_err() {
@@ -87,4 +108,9 @@ async fn listen(
             }
         }
     }
+}
+
+enum Heard {
+    Event(Event),
+    Notice(Notice),
 }

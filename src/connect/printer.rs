@@ -5,14 +5,20 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use client_glue::discover::{Change, Notice};
 use client_glue::server::SpiceServer;
-use client_glue::{ConnectionId, End, Event, ShareId};
+use client_glue::{ConnectionId, End, Event, Share, ShareId};
 use serde::Serialize;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tracing::{debug, info, warn};
 
+use crate::discover::found;
+
 /// The same refusal is logged again after this long only: a guest may try for ever.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+
+/// Most names that are remembered.
+const MANY_NAMES: usize = 4096;
 
 /// Different reasons logged between two tunnels.
 const MANY_REASONS: usize = 20;
@@ -22,7 +28,9 @@ pub(super) struct Printer<W> {
     out: W,
     json: bool,
     /// Names and targets of the tunnel's shares.
-    pub(super) names: HashMap<ShareId, (String, String)>,
+    names: BTreeMap<ShareId, (String, String)>,
+    /// Those that the user shares by hand; they come first, and their names are kept.
+    by_hand: u64,
     /// Lines printed as text, by target: a tunnel that comes back the same is not worth a second one.
     printed: BTreeMap<String, String>,
     /// The last refusal logged of each share, and when.
@@ -51,6 +59,12 @@ enum Line<'a> {
         virtual_ip: IpAddr,
         port: u16,
     },
+    Unmapped {
+        name: &'a str,
+        target: &'a str,
+    },
+    Discovered(Box<found::Line>),
+    Lost(Box<found::Line>),
     Opened {
         name: &'a str,
         target: &'a str,
@@ -90,17 +104,59 @@ impl<W: AsyncWrite + Unpin> Printer<W> {
         Printer {
             out,
             json,
-            names: HashMap::new(),
+            names: BTreeMap::new(),
+            by_hand: 0,
             printed: BTreeMap::new(),
             complaints: HashMap::new(),
             reasons: HashSet::new(),
         }
     }
 
+    /// A share whose name is known before it is mapped. To be told of all before anything is printed.
+    pub(super) fn shared_by_hand(&mut self, share: ShareId, what: &Share) {
+        self.names.insert(share, (what.name.clone(), what.target()));
+        self.by_hand = self.by_hand.max(share.0 + 1);
+    }
+
     /// Not cancel safe: a part of a line may be out.
     pub(super) async fn print(&mut self, event: &Event, server: &SpiceServer) -> io::Result<()> {
+        if let Event::Mapped { share, name, target, .. } = event {
+            self.remember(*share, name, target);
+        }
         self.log(event, server);
         let line = if self.json { self.json(event, server)? } else { self.text(event) };
+        self.put(line).await
+    }
+
+    /// Prints what was found, with `--json`; people see what is mapped.
+    ///
+    /// Not cancel safe: a part of a line may be out.
+    pub(super) async fn print_notice(&mut self, notice: &Notice) -> io::Result<()> {
+        if !self.json {
+            return Ok(());
+        }
+        let found = Box::new(found::Line::new(notice));
+        let line = match notice.change {
+            Change::Found | Change::Changed => Line::Discovered(found),
+            Change::Lost => Line::Lost(found),
+        };
+        let line = serde_json::to_string(&line)?;
+        self.put(Some(line)).await
+    }
+
+    /// Connections outlive what they were mapped by, so that names do; but not for ever.
+    fn remember(&mut self, share: ShareId, name: &str, target: &str) {
+        self.names.insert(share, (name.to_owned(), target.to_owned()));
+        if self.names.len() > MANY_NAMES {
+            let oldest = self.names.range(ShareId(self.by_hand)..).next().map(|(share, _)| *share);
+            if let Some(oldest) = oldest {
+                self.names.remove(&oldest);
+                self.complaints.remove(&oldest);
+            }
+        }
+    }
+
+    async fn put(&mut self, line: Option<String>) -> io::Result<()> {
         if let Some(mut line) = line {
             line.push('\n');
             self.out.write_all(line.as_bytes()).await?;
@@ -121,6 +177,7 @@ impl<W: AsyncWrite + Unpin> Printer<W> {
             Event::Mapped { name, target, virtual_ip, port, .. } => {
                 Line::Mapped { name, target, virtual_ip: *virtual_ip, port: *port }
             }
+            Event::Unmapped { name, target, .. } => Line::Unmapped { name, target },
             Event::Opened { share, connection: ConnectionId(connection), address } => {
                 let (name, target) = name(share);
                 Line::Opened { name, target, connection: *connection, address: *address }
@@ -147,6 +204,10 @@ impl<W: AsyncWrite + Unpin> Printer<W> {
     }
 
     fn text(&mut self, event: &Event) -> Option<String> {
+        if let Event::Unmapped { target, .. } = event {
+            // If it comes back, that is worth a line.
+            self.printed.remove(target);
+        }
         let Event::Mapped { name, target, virtual_ip, port, .. } = event else { return None };
         let line = format!("{name}  {target}  ->  {}", SocketAddr::new(*virtual_ip, *port));
         let known = self.printed.insert(target.clone(), line.clone());
@@ -160,6 +221,7 @@ impl<W: AsyncWrite + Unpin> Printer<W> {
                 self.reasons.clear();
                 info!("connected to {server}");
             }
+            Event::Unmapped { name, target, .. } => info!(name, target, "not shared any more"),
             Event::Refused { share, reason } => self.complain(*share, reason.to_string()),
             Event::Waiting { wait, reason } => {
                 let new = self.reasons.len() < MANY_REASONS && self.reasons.insert(reason.clone());

@@ -1,5 +1,7 @@
 //! `connect` against a server of the test's own, and against nobody.
 
+mod found;
+
 use std::{
     pin::Pin,
     sync::{Arc, Mutex},

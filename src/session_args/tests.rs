@@ -87,8 +87,8 @@ fn a_file_shares_nothing_by_itself() {
     let (_directory, path) = file(&format!("{VV}port=1\n[spice-tunnel]\nshare=tcp://b:2\n"));
     let targets = |words: &[&str]| {
         let cli = cli(words);
-        let shares = cli.sharing.shares(&cli.session.resolve().unwrap())?;
-        Ok::<_, SessionError>(shares.iter().map(Share::target).collect::<Vec<_>>())
+        let sharing = cli.sharing.sharing(&cli.session.resolve().unwrap())?;
+        Ok::<_, SessionError>(sharing.offers.iter().map(|offer| offer.share.target()).collect::<Vec<_>>())
     };
     assert_eq!(targets(&[&path, "--share", "tcp://a:1"]).unwrap(), ["tcp://a:1"]);
     assert_eq!(targets(&[&path, "--shares-from-file"]).unwrap(), ["tcp://b:2"]);

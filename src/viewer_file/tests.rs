@@ -54,7 +54,7 @@ fn every_key_finds_its_place() {
     assert_eq!(file.server.trust.ciphers.as_deref(), Some("HIGH"));
     assert_eq!(file.username.as_deref(), Some("me"));
     assert!(file.tunnel_disabled && !file.delete);
-    let shares: Vec<String> = file.shares.iter().map(Share::target).collect();
+    let shares: Vec<String> = file.shares.iter().map(|offer| offer.share.target()).collect();
     assert_eq!(shares, ["tcp://a:1", "tcp://b:2", "tcp://c:3"]);
     let file = parse(format!("{SPICE}unix-path=/run/vm/a\\sb\nhost=\nport=\n")).unwrap();
     assert_eq!(file.server.place, Place::Unix("/run/vm/a b".into()));

@@ -5,6 +5,7 @@
 //! | how is it used | [`Discovery`], [`DiscoverConfig`] |
 //! | what is found | [`Device`], [`Service`], [`Update`] |
 //! | how does it go | [`Status`] |
+//! | what of it is shared | [`policy`], [`Sharer`] |
 //! | what makes sightings devices, and who is who | [`merge`] |
 //! | how is text of the network made harmless | [`clean`] |
 //! | which network is this | [`NetworkId`] |
@@ -36,8 +37,10 @@ mod location;
 pub mod merge;
 mod network_id;
 mod outlet;
+pub mod policy;
 mod printing;
 mod rounds;
+mod sharer;
 mod sighting;
 mod snmp;
 mod sockets;
@@ -76,6 +79,8 @@ pub use self::{
     interfaces::{InterfaceError, InterfaceFilter, Network},
     network_id::{MAX_NETWORK_ID, NetworkId},
     outlet::SourceError,
+    policy::Policy,
+    sharer::{Change, MAX_DISCOVERED, Notice, Sharer, Verdict},
     sighting::{MAX_KEY, Sighting, SightingEvent, SightingKey},
     snmp::SnmpConfig,
     ssdp::SsdpConfig,

@@ -149,6 +149,7 @@ async fn mapping_for_ever_fills_nothing() {
     let mut server = hostile(config);
     server.say(&[INIT]).await;
     server.handle.add_share("tcp://printer.lan:9".parse().unwrap()).unwrap();
+    assert_eq!(server.hear().await, "service_info");
     assert_eq!(server.hear().await, "service_add");
     let maps: Vec<_> = (0..5000u32)
         .map(|n| ServerMessage::ServiceIpMap {

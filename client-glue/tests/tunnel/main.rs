@@ -5,6 +5,7 @@
 
 mod hostile;
 mod http_host;
+mod offers;
 mod peer;
 mod soak;
 mod streams;

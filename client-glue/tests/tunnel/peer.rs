@@ -11,7 +11,8 @@ use spice_proto::{
     frame::{self, HeaderForm, Split},
     handshake::Linked,
     link::{ChannelType, CommonCaps, TunnelCaps},
-    tunnel::{ClientMessage, Layout, ServerMessage, ServiceId, SocketId},
+    service_info::ServiceInfo,
+    tunnel::{ClientMessage, Layout, NameAnswer, QueryId, ServerMessage, ServiceId, SocketId},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
@@ -31,6 +32,9 @@ const PIPE: usize = 64 * 1024;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Told {
     Added { service: ServiceId, group: u32, port: u16, name: String, description: String },
+    Described(ServiceId, ServiceInfo),
+    Domain(String, bool),
+    Name(QueryId, NameAnswer),
     Removed(ServiceId),
     Accepted(SocketId),
     Refused(SocketId),
@@ -174,6 +178,12 @@ impl Peer {
                     name: String::from_utf8(add.name.to_vec()).unwrap(),
                     description: String::from_utf8(add.description.to_vec()).unwrap(),
                 },
+                Some(ChannelEvent::ServiceDescribed { service, info }) => {
+                    Told::Described(service, info.info())
+                }
+                Some(ChannelEvent::DomainAdded { name }) => Told::Domain(name.to_owned(), true),
+                Some(ChannelEvent::DomainRemoved { name }) => Told::Domain(name.to_owned(), false),
+                Some(ChannelEvent::NameAnswered { query, answer }) => Told::Name(query, answer),
                 Some(ChannelEvent::ServiceRemoved { service }) => Told::Removed(service),
                 Some(ChannelEvent::Accepted { socket }) => Told::Accepted(socket),
                 Some(ChannelEvent::Refused { socket }) => Told::Refused(socket),

@@ -36,9 +36,10 @@ async fn shares_are_announced_as_devices_and_mapped() {
     setup.handle.add_share("tcp://printer.lan:631?name=Printer".parse().unwrap()).unwrap();
     setup.handle.add_share("tcp://printer.lan:80?name=Web".parse().unwrap()).unwrap();
     let nas = setup.handle.add_share("tcp://nas.lan:445?description=Files".parse().unwrap()).unwrap();
-    let mut added = Vec::new();
-    for _ in 0..3 {
+    let (mut added, mut hosts) = (Vec::new(), Vec::new());
+    while added.len() < 3 {
         match setup.peer.next().await {
+            Told::Described(_, info) => hosts.push(info.host().unwrap().as_str().to_owned()),
             Told::Added { service, group, port, name, description } => {
                 setup.peer.channel.map_service(service, virtual_ip()).unwrap();
                 added.push((group, port, name, description));
@@ -46,6 +47,7 @@ async fn shares_are_announced_as_devices_and_mapped() {
             told => panic!("{told:?}"),
         }
     }
+    assert_eq!(hosts, ["printer.lan", "printer.lan", "nas.lan"]);
     let expected = [(0, 631, "Printer", ""), (0, 80, "Printer", "Web"), (1, 445, "nas.lan", "Files")];
     for ((group, port, name, description), expected) in added.iter().zip(expected) {
         assert_eq!((*group, *port, name.as_str(), description.as_str()), expected);
