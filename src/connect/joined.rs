@@ -38,11 +38,13 @@ pub(super) async fn share(
     }
     let (handle, mut events, run) = companion(plan.server.clone(), plan.credentials.clone(), config);
     let mut printer = Printer::new(out, output.json);
+    let mut by_hand = Vec::new();
     for offer in &plan.sharing.offers {
         let id = handle.offer(offer.clone())?;
         printer.shared_by_hand(id, &offer.share);
+        by_hand.push((id, offer.clone()));
     }
-    let mut beside = Beside::start(&handle, &plan.sharing, feed);
+    let mut beside = Beside::start(&handle, &plan.sharing, by_hand, feed);
     // A task of its own, which ends with this call: printing must not hold it up.
     let mut running = JoinSet::new();
     running.spawn(run);

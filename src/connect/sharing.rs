@@ -1,8 +1,8 @@
 //! What is found becomes shares, beside the tunnel: neither a slow reader of what is printed nor the tunnel's state holds it up.
 
-use client_glue::discover::{Discovery, Notice, Sharer, SourceState, Status, Update};
+use client_glue::discover::{Discovery, Notice, Sharer, SourceState, Status, Update, complete};
 use client_glue::service_info::Identity;
-use client_glue::{Handle, Host, ShareId, domains};
+use client_glue::{Handle, Host, Offer, ShareId, domains};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -68,8 +68,16 @@ pub(super) struct Beside {
 
 impl Beside {
     /// Starts what `sharing` asks for.
-    pub(super) fn start(handle: &Handle, sharing: &Sharing, feed: Option<Feed>) -> Beside {
+    pub(super) fn start(
+        handle: &Handle,
+        sharing: &Sharing,
+        by_hand: Vec<(ShareId, Offer)>,
+        feed: Option<Feed>,
+    ) -> Beside {
         let mut tasks = JoinSet::new();
+        for (share, offer) in by_hand {
+            tasks.spawn(complete(handle.clone(), share, offer));
+        }
         let (notice_sender, notices) = mpsc::channel(NOTICES);
         let (doubts, doubted) = mpsc::channel(DOUBTS);
         if let (Some(discovering), Some(feed)) = (&sharing.discovery, feed) {

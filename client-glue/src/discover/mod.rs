@@ -21,6 +21,7 @@
 //! sources wait.
 
 mod announced;
+mod by_hand;
 pub mod clean;
 mod config;
 mod device;
@@ -74,6 +75,7 @@ use self::{
 use crate::network::Watcher;
 
 pub use self::{
+    by_hand::complete,
     config::{DiscoverConfig, DnsSdConfig, LocalConfig, UnicastDnsSdConfig},
     device::{Device, MAX_ADDRESSES, MAX_SERVICES, Service, ServiceClass, Source, Standing, Update},
     interfaces::{InterfaceError, InterfaceFilter, Network},

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use url::Url;
 
 use super::clean;
-use super::device::{Service, ServiceClass};
+use super::device::{Service, ServiceClass, Source};
 use super::device_id::DeviceId;
 use super::http::{Bounds, HttpError, Request, fetch};
 use super::location::Location;
@@ -334,6 +334,25 @@ async fn ask(device: SocketAddr, own: Option<(u16, String)>) -> Option<Ipp> {
         }
     }
     None
+}
+
+/// How the printer whose IPP is at this address and path would advertise itself, as `instance`.
+///
+/// Cancel safe: dropping it closes the connection.
+pub(crate) async fn advert_at(printer: SocketAddr, path: &str, instance: &Label) -> Option<Advert> {
+    let port = printer.port();
+    let attributes = match ask_at(printer, port, path).await {
+        Ok(attributes) => attributes,
+        Err(error) => {
+            tracing::debug!(%error, "a printer that is shared by hand does not say what it is");
+            return None;
+        }
+    };
+    let mut sighting = Sighting::new(Source::Local, "by hand");
+    let ways = Ways { ipp: Some(Ipp { port, path: path.to_owned(), attributes }), ..Ways::default() };
+    describe(&mut sighting, &Known::default(), &ways);
+    let advert = sighting.services.into_iter().next()?.adverts.into_iter().next()?;
+    Some(Advert { instance: instance.clone(), ..advert })
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -34,7 +34,12 @@ impl Rig {
                 }
                 Command::Update(entry) => format!("update {} {:?}", entry.id.0, entry.offer.addresses),
                 Command::Withdraw(share) => format!("withdraw {}", share.0),
-                _ => "?".to_owned(),
+                Command::Remove(_)
+                | Command::AddDomain(_)
+                | Command::RemoveDomain(_)
+                | Command::Answer(..)
+                | Command::Probe
+                | Command::Shutdown => panic!("not expected"),
             });
         }
         told
