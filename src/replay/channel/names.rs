@@ -113,12 +113,15 @@ impl Driver {
         let said = std::mem::take(&mut self.said);
         let words = said.iter().filter_map(|(kind, body)| {
             let message = ClientMessage::parse(layout, *kind, body).ok().flatten()?;
-            Some(match message {
-                ClientMessage::ServiceAdd(said) if said.service == today => {
+            Some(
+                if let ClientMessage::ServiceAdd(said) = message
+                    && said.service == today
+                {
                     in_full(&ServiceAdd { service, ..said })
-                }
-                other => describe::client_message(&other),
-            })
+                } else {
+                    describe::client_message(&message)
+                },
+            )
         });
         (info, words.collect::<Vec<_>>().join(", "))
     }
@@ -169,11 +172,13 @@ impl Driver {
                 }
                 let words = said.iter().filter_map(|(kind, body)| {
                     let message = ServerMessage::parse(*kind, body).ok().flatten()?;
-                    Some(describe::server_message(&match message {
-                        ServerMessage::NameQuery { query: said, name } if said == id => {
-                            ServerMessage::NameQuery { query, name }
-                        }
-                        other => other,
+                    Some(describe::server_message(&if let ServerMessage::NameQuery { query: said, name } =
+                        message
+                        && said == id
+                    {
+                        ServerMessage::NameQuery { query, name }
+                    } else {
+                        message
                     }))
                 });
                 words.collect::<Vec<_>>().join(", ")
