@@ -42,9 +42,8 @@ impl Door {
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output();
-        let output = soon("dig's end", dig)
-            .await
-            .expect("this test needs dig: tests/install-prerequisites.sh");
+        let output =
+            soon("dig's end", dig).await.expect("this test needs dig: tests/install-prerequisites.sh");
         String::from_utf8(output.stdout).unwrap()
     }
 

@@ -169,7 +169,7 @@ impl Netstack {
         }
         let mut names = Names::new(config.gateway, mtu, config.seed);
         if let Some(domain) = &config.domain {
-            names = names.with_dns(domain, config.subnet);
+            names = names.with_dns(domain, config.subnet, mtu);
         }
         Netstack {
             streams: Streams::default(),

@@ -82,6 +82,7 @@ struct Waiter {
 #[derive(Debug)]
 pub(crate) struct Dns {
     own: Own,
+    mtu: u16,
     domains: Domains<Waiter>,
     budget: Budget,
     datagrams: VecDeque<(MacAddress, SocketAddrV4, Vec<u8>)>,
@@ -96,9 +97,10 @@ enum Decision {
 }
 
 impl Dns {
-    pub(crate) fn new(domain: &Domain, gateway: Ipv4Addr, subnet: Subnet) -> Dns {
+    pub(crate) fn new(domain: &Domain, gateway: Ipv4Addr, subnet: Subnet, mtu: u16) -> Dns {
         Dns {
             own: Own::new(domain, gateway, subnet),
+            mtu,
             domains: Domains::new(),
             budget: Budget::new(1000, Duration::from_millis(1)),
             datagrams: VecDeque::new(),
@@ -333,7 +335,7 @@ impl Dns {
 
     fn say(&mut self, client: Client, request: &Request, reply: Reply, counters: &mut Counters) -> bool {
         let transport = match client {
-            Client::Udp { .. } => Transport::Udp,
+            Client::Udp { .. } => Transport::Udp { mtu: self.mtu },
             Client::Tcp(_) => Transport::Tcp,
         };
         let refused = reply.code == ResponseCode::Refused;

@@ -72,8 +72,8 @@ impl Names {
 
     /// The same, with a DNS server for `domain`.
     #[must_use]
-    pub(crate) fn with_dns(self, domain: &Domain, subnet: Subnet) -> Names {
-        Names { dns: Some(Dns::new(domain, self.gateway, subnet)), ..self }
+    pub(crate) fn with_dns(self, domain: &Domain, subnet: Subnet, mtu: u16) -> Names {
+        Names { dns: Some(Dns::new(domain, self.gateway, subnet, mtu)), ..self }
     }
 
     // Commands.

@@ -11,8 +11,10 @@ use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 const HEADER: usize = 12;
 /// Largest answer over UDP to who does not know EDNS (RFC 1035, 2.3.4).
 const SMALL: u16 = 512;
-/// Largest answer over UDP to who does: what everybody agreed on in 2020 (DNS flag day), so that nothing is fragmented.
+/// Largest message over UDP to and from who does: what everybody agreed on in 2020 (DNS flag day), so that nothing is fragmented.
 const LARGE: u16 = 1232;
+/// Octets of IPv4's and UDP's headers.
+const HEADERS: u16 = 28;
 /// Most records behind the question; a query has at most an OPT and a signature.
 const MAX_ADDITIONAL: u16 = 4;
 
@@ -22,7 +24,10 @@ const TYPE_TSIG: u16 = 250;
 /// How an answer travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transport {
-    Udp,
+    Udp {
+        /// Largest packet on the link, 576 at least.
+        mtu: u16,
+    },
     Tcp,
 }
 
@@ -160,8 +165,10 @@ impl Request {
     pub(crate) fn encode(&self, reply: Reply, transport: Transport) -> Option<Vec<u8>> {
         let limit = match (transport, self.edns) {
             (Transport::Tcp, _) => u16::MAX,
-            (Transport::Udp, Some(asker)) => asker.payload.clamp(SMALL, LARGE),
-            (Transport::Udp, None) => SMALL,
+            (Transport::Udp { mtu }, Some(asker)) => {
+                asker.payload.max(SMALL).min(LARGE).min(mtu.saturating_sub(HEADERS))
+            }
+            (Transport::Udp { .. }, None) => SMALL,
         };
         let fits = |octets: &Vec<u8>| octets.len() <= usize::from(limit);
         let mut message = Message::response(self.id, OpCode::from_u8(self.op_code));

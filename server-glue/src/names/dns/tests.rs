@@ -65,7 +65,7 @@ impl World {
         let subnet = subnet(net);
         let Some(IpAddr::V4(gateway)) = subnet.nth(1) else { panic!() };
         World {
-            dns: Dns::new(&Domain::default(), gateway, subnet),
+            dns: Dns::new(&Domain::default(), gateway, subnet, 1500),
             zone: Zone::new(),
             counters: Counters::default(),
             now: Instant::now(),
@@ -552,6 +552,10 @@ fn what_does_not_fit_a_datagram_is_said_over_tcp() {
     assert!(!truncated && answers == 10 && additionals == 0 && len <= 512);
     let (len, truncated, answers, additionals) = size(&mut world, Some(4096), false);
     assert!(!truncated && answers == 10 && additionals == 30 && len <= 1232, "{len} {additionals}");
+    // Nor is anything larger than the link can carry.
+    world.dns.mtu = 576;
+    let (len, truncated, answers, additionals) = size(&mut world, Some(4096), false);
+    assert!(!truncated && answers == 10 && additionals == 0 && len <= 548, "{len}");
 }
 
 /// A connection's name, of which there is no other way to get one here.
