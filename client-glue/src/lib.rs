@@ -10,6 +10,7 @@
 //! | what happens in a tunnel | [`Event`] |
 //! | how is it steered | [`Handle`] |
 //! | where is a server, and which is the right one | [`server`] |
+//! | what is there to share | `discover`, with the feature of that name |
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 

@@ -62,6 +62,8 @@ const SUSPECT: Duration = Duration::from_millis(100);
 const TELL_AGAIN: Duration = Duration::from_millis(500);
 /// Most instances that are suspected at a time.
 const MAX_SUSPECTS: usize = 256;
+/// Before mdns-sd is told again to end.
+const SHUTDOWN_AGAIN: Duration = Duration::from_millis(100);
 /// Events between mdns-sd and us, besides those that it holds itself.
 const EVENTS: usize = 64;
 
@@ -113,7 +115,15 @@ struct Daemon(ServiceDaemon);
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let _ = self.0.shutdown();
+        if let Err(mdns_sd::Error::Again) = self.0.shutdown() {
+            // Its queue is full, and a thread must not be left behind.
+            let daemon = self.0.clone();
+            std::thread::spawn(move || {
+                while let Err(mdns_sd::Error::Again) = daemon.shutdown() {
+                    std::thread::sleep(SHUTDOWN_AGAIN);
+                }
+            });
+        }
     }
 }
 

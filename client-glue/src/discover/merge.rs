@@ -36,16 +36,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use spice_proto::service_info::Identity;
+use spice_proto::service_info::{Identity, MAX_ADVERTS};
 use tracing::debug;
 
 pub use self::surroundings::Surroundings;
 use self::{
     identity::Candidate,
-    partition::{Cluster, has_service_uuid},
+    partition::{Cluster, service_uuid},
 };
+use crate::resolve::Class;
+
 use super::{
-    Device, MAX_KEY, NetworkId, Sighting, SightingEvent, SightingKey, Source, Standing, Update, text::Mac,
+    Device, MAX_KEY, MAX_SERVICES, NetworkId, Sighting, SightingEvent, SightingKey, Source, Standing, Update,
+    text::Mac,
 };
 
 /// How long a device is held back once it has an address, a service, and a service's UUID.
@@ -60,8 +63,11 @@ pub const LINGER: Duration = Duration::from_millis(1500);
 pub const CHANGE_EVERY: Duration = Duration::from_secs(1);
 /// How long a source that was started anew may take to see again what it saw before.
 pub const SEE_AGAIN: Duration = Duration::from_secs(60);
-/// Least time between two looks at all sightings.
+/// Least time between two looks at all sightings, and how much more for each of them: in a flood nothing is urgent.
 const RECKON_EVERY: Duration = Duration::from_millis(50);
+const RECKON_EVERY_MORE: Duration = Duration::from_millis(1);
+/// Most addresses of one sighting that are looked at.
+const MAX_SIGHTED: usize = 64;
 /// Most identities that are remembered of devices that are gone.
 const MAX_REMEMBERED: usize = 512;
 
@@ -74,13 +80,16 @@ pub struct Limits {
     pub sightings: usize,
 }
 
-/// What was left out because too much is there.
+/// What was left out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LeftOut {
     /// Devices that are there now.
     pub devices: usize,
     /// Sightings, ever.
     pub sightings: u64,
+    /// Sightings that are there now and have no address but one that is good on its own cable only (169.254.0.0/16, fe80::/10), which
+    /// a guest is never let to.
+    pub link_local: usize,
 }
 
 /// See the module's text.
@@ -317,7 +326,12 @@ impl Merge {
         self.due.into_iter().chain(self.sweeps.values().copied()).min()
     }
 
-    fn handle_seen(&mut self, now: Instant, sighting: Sighting) {
+    fn handle_seen(&mut self, now: Instant, mut sighting: Sighting) {
+        sighting.addresses.truncate(MAX_SIGHTED);
+        sighting.services.truncate(MAX_SERVICES);
+        for service in &mut sighting.services {
+            service.adverts.truncate(MAX_ADVERTS);
+        }
         if sighting.key.id.len() > MAX_KEY {
             self.left_out.sightings += 1;
             return;
@@ -346,7 +360,9 @@ impl Merge {
     }
 
     fn reckon_soon(&mut self, now: Instant) {
-        let earliest = self.reckoned.map_or(now, |reckoned| now.max(reckoned + RECKON_EVERY));
+        let sightings = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
+        let pause = RECKON_EVERY + RECKON_EVERY_MORE * sightings;
+        let earliest = self.reckoned.map_or(now, |reckoned| now.max(reckoned + pause));
         self.due = Some(self.due.map_or(earliest, |due| due.min(earliest)));
     }
 
@@ -368,6 +384,10 @@ impl Merge {
         self.reckoned = Some(now);
         self.due = None;
         self.left_out.devices = 0;
+        let link_local = |address: &IpAddr| Class::of(*address) == Class::LinkLocal;
+        let only =
+            |sighting: &Sighting| !sighting.addresses.is_empty() && sighting.addresses.iter().all(link_local);
+        self.left_out.link_local = self.entries.values().filter(|entry| only(&entry.sighting)).count();
         let mut reckoning = Reckoning { now, due: None };
         let clusters = partition::partition(self.entries.values());
         let views: Vec<View> =
@@ -690,10 +710,7 @@ impl View {
         let device = provisional.and_then(|identity| assemble::assemble(cluster, identity, Standing::Plain));
         View {
             keys: cluster.members.iter().map(|entry| entry.sighting.key.clone()).collect(),
-            has_service_uuid: cluster
-                .members
-                .iter()
-                .any(|entry| entry.sighting.uuid.is_some() && has_service_uuid(entry.sighting.key.source)),
+            has_service_uuid: cluster.members.iter().any(|entry| service_uuid(&entry.sighting).is_some()),
             host: device.as_ref().and_then(host_key),
             macs: identity::macs(cluster),
             candidates,

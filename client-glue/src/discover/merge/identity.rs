@@ -21,7 +21,7 @@
 use openssl::sha::sha256;
 use spice_proto::service_info::{Identity, MAX_IDENTITY};
 
-use super::partition::{Cluster, has_service_uuid};
+use super::partition::{Cluster, service_uuid, tells_services};
 use crate::discover::{NetworkId, text::Mac};
 
 /// Something that a device may be known by.
@@ -55,8 +55,7 @@ pub(super) fn candidates(cluster: &Cluster<'_>, network: Option<&NetworkId>) -> 
         None => "unknown",
     };
     let sightings = || cluster.members.iter().map(|entry| &entry.sighting);
-    let service_uuids = || sightings().filter(|sighting| has_service_uuid(sighting.key.source));
-    for uuid in service_uuids().filter_map(|sighting| sighting.uuid) {
+    for uuid in sightings().filter_map(service_uuid) {
         add(true, format!("uuid:{uuid}"));
     }
     let maker = sightings()
@@ -70,7 +69,10 @@ pub(super) fn candidates(cluster: &Cluster<'_>, network: Option<&NetworkId>) -> 
     for uuid in sightings().filter_map(|sighting| sighting.uuid) {
         add(true, format!("uuid:{uuid}"));
     }
-    for host in service_uuids().filter_map(|sighting| sighting.host.as_ref()) {
+    for host in sightings()
+        .filter(|sighting| tells_services(sighting.key.source))
+        .filter_map(|sighting| sighting.host.as_ref())
+    {
         add(false, format!("dns-sd:{network}/{}", host.as_str().to_lowercase()));
     }
     for mac in macs(cluster) {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::Entry;
-use crate::discover::{Source, Uuid};
+use crate::discover::{Sighting, Source, Uuid};
 
 /// The sightings of one device, most telling first; never empty.
 pub(super) struct Cluster<'a> {
@@ -51,13 +51,21 @@ fn names_hosts(source: Source) -> bool {
     }
 }
 
-/// Whether a source's UUID is the one that the device's print service has (`printer-uuid`, TXT `UUID`).
-pub(super) fn has_service_uuid(source: Source) -> bool {
+/// Whether a source tells services' own UUIDs, each for itself.
+pub(super) fn tells_services(source: Source) -> bool {
     match source {
         // SNMP knows none: what its sightings have was asked for by IPP.
         Source::DnsSd | Source::UnicastDnsSd | Source::Local | Source::Snmp => true,
         Source::WsDiscovery | Source::Ssdp => false,
     }
+}
+
+/// The UUID of the print or scan service (TXT `UUID`, `printer-uuid`), not of UPnP or WS-Discovery: those sources have it where they asked the
+/// printer by IPP, and then they say so.
+pub(super) fn service_uuid(sighting: &Sighting) -> Option<Uuid> {
+    let mut adverts = sighting.services.iter().flat_map(|service| &service.adverts);
+    let mut by_ipp = || adverts.any(|advert| matches!(advert.kind.label(), "_ipp" | "_ipps"));
+    sighting.uuid.filter(|_| tells_services(sighting.key.source) || by_ipp())
 }
 
 /// What is surely in one place for one source.
@@ -120,7 +128,7 @@ fn places<'a>(sorted: &[&'a Entry]) -> Vec<Vec<&'a Entry>> {
 /// The user's own machine is always divided: what shares one of its queues must not share its shell along with it.
 fn divide(members: Vec<&Entry>) -> Vec<Cluster<'_>> {
     let service_uuid =
-        |entry: &Entry| entry.sighting.uuid.filter(|_| has_service_uuid(entry.sighting.key.source));
+        |entry: &Entry| entry.sighting.uuid.filter(|_| tells_services(entry.sighting.key.source));
     let uuids: BTreeSet<Uuid> = members.iter().filter_map(|entry| service_uuid(entry)).collect();
     let this_machine = members.iter().any(|entry| entry.sighting.this_machine);
     if uuids.len() < 2 && !this_machine {

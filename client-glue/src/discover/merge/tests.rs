@@ -190,6 +190,19 @@ fn the_identity_does_not_depend_on_who_is_faster() {
 }
 
 #[test]
+fn a_printer_that_was_asked_by_ipp_is_known_as_by_dns_sd() {
+    let mut agent = snmp("192.168.1.9", "HP LaserJet", Some("CNB1234567"));
+    let [ipp, _] = office();
+    agent.services.extend(ipp.services);
+    agent.uuid = ipp.uuid;
+    Lan::new().see([agent.clone()]).expect(&[&format!("+ {} [192.168.1.9] 631,9100", named(PRINTER))]);
+    // UPnP has UUIDs of its own.
+    agent.key.source = Source::Ssdp;
+    agent.services.truncate(1);
+    Lan::new().see([agent]).expect(&["+ serial:hp:CNB1234567 [192.168.1.9] 9100"]);
+}
+
+#[test]
 fn a_device_waits_for_the_source_that_knows_uuids() {
     let now = Instant::now();
     let mut lan = Lan::new();
@@ -506,6 +519,13 @@ fn services_and_addresses_of_one_host_are_bounded() {
     assert_eq!(device.services.len(), MAX_SERVICES);
     assert!(device.addresses.len() <= MAX_ADDRESSES);
     assert!(device.services.iter().any(|service| service.port == 631));
+}
+
+#[test]
+fn what_cannot_be_reached_is_counted() {
+    let mut lan = Lan::new();
+    lan.see([dns_sd("_ipp._tcp", "Cable", "cable.local", "169.254.7.7", 631, Some(OTHER))]).expect(&[]);
+    assert_eq!(lan.merge.left_out().link_local, 1);
 }
 
 #[test]

@@ -55,6 +55,20 @@ fn main() -> io::Result<()> {
     input.extend_from_slice(b"ab\x02\0\x0c\0\0\0\x13\0\0\0\x05\0\x01\0\0\0\0\x69\0\0\0\0\0\0");
     save("frames", "full-sub-list", &input)?;
 
+    // A printer that is seen by two sources, is imitated, and goes.
+    let mut input = Vec::new();
+    let texts = b"\x0aACME 2000x\x06Office\x06Cellar";
+    for (source, id, has, marks) in [(0, 1, 0x49, &[1, 2][..]), (2, 2, 0x46, &[1, 1]), (0, 3, 0x49, &[1, 3])]
+    {
+        input.extend_from_slice(&[0, source, id, has]);
+        input.extend_from_slice(marks);
+        input.push(if id == 3 { 0x65 } else { 0x64 });
+        input.extend_from_slice(texts);
+        input.extend_from_slice(b"\x01\x00\x04note\x09ipp/print\x05");
+    }
+    input.extend_from_slice(&[7, 0xff, 0x7f, 5, 0, 6, 0, 4, 0, 1, 7, 0xff, 0xff]);
+    save("discover", "imitated", &input)?;
+
     let key = TicketKey::generate().expect("openssl makes keys");
     for (name, version) in [("v2", LinkVersion::V2), ("v2010", LinkVersion::V2010)] {
         for (kind, caps) in [("selection", CommonCaps::OURS), ("plain", CommonCaps::MINI_HEADER)] {

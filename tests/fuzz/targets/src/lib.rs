@@ -5,6 +5,7 @@
 
 mod capture;
 mod channel;
+mod discover;
 mod frames;
 mod input;
 mod link;
@@ -16,6 +17,7 @@ pub use capture::capture;
 pub use channel::channel;
 /// What devices on the user's network say, to those who look for them.
 pub use client_glue::discover::fuzz::exercise_bytes as lan;
+pub use discover::discover;
 pub use frames::frames;
 pub use link::link;
 pub use messages::messages;
@@ -30,6 +32,7 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: &[(&str, Target)] = &[
     ("capture", capture),
     ("channel", channel),
+    ("discover", discover),
     ("frames", frames),
     ("lan", lan),
     ("link", link),
