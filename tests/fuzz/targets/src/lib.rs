@@ -5,8 +5,8 @@
 
 mod capture;
 mod channel;
-mod dns;
 mod discover;
+mod dns;
 mod frames;
 mod input;
 mod link;
@@ -17,12 +17,12 @@ mod packet;
 
 pub use capture::capture;
 pub use channel::channel;
-/// What a guest says to a service of another name.
-pub use client_glue::exercise_http_host as http_host;
-pub use dns::dns;
 /// What devices on the user's network say, to those who look for them.
 pub use client_glue::discover::fuzz::exercise_bytes as lan;
+/// What a guest says to a service of another name.
+pub use client_glue::exercise_http_host as http_host;
 pub use discover::discover;
+pub use dns::dns;
 pub use frames::frames;
 pub use link::link;
 pub use messages::messages;
