@@ -10,6 +10,11 @@
 //! `--odd` makes it a device that nobody should have on the network; `--ipp` puts a printer behind it that speaks IPP. Says
 //! `ready` when it can be found, and leaves as a device of its kind does when it is terminated.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "a test tool: what does not hold must panic, and lengths are what the system said"
+)]
+
 mod agent;
 mod page;
 mod snmp;
