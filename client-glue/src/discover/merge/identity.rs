@@ -37,6 +37,8 @@ pub(super) fn candidates(cluster: &Cluster<'_>, network: Option<&NetworkId>) -> 
     let mut found: Vec<Candidate> = Vec::new();
     let this_machine = cluster.members.iter().any(|entry| entry.sighting.this_machine);
     let mut add = |strong: bool, text: String| {
+        // The mark of a qualified one is nobody's to write.
+        let text = text.replace('~', "-");
         let text = if this_machine { format!("local-{text}") } else { text };
         // Too long can only be what is good in one network: cut, it is still the same every day.
         let cut = text

@@ -323,6 +323,13 @@ fn two_with_one_weak_name_are_two() {
 }
 
 #[test]
+fn nobody_writes_the_mark_of_an_impostor() {
+    let mut named = snmp("192.168.1.9", "Zebra", None);
+    named.name = Label::new("x~12345678").ok();
+    Lan::new().see([named]).expect(&["+ name:home/x-12345678 [192.168.1.9] 9100"]);
+}
+
+#[test]
 fn a_serial_number_claimed_first_does_not_hold_back_one_with_a_uuid() {
     let mut liar = dns_sd("_ipp._tcp", "Liar", "liar.local", "192.168.1.66", 631, Some(OTHER));
     liar.serial = Serial::new("CNB1234567");
