@@ -166,7 +166,7 @@ impl Request {
         let limit = match (transport, self.edns) {
             (Transport::Tcp, _) => u16::MAX,
             (Transport::Udp { mtu }, Some(asker)) => {
-                asker.payload.max(SMALL).min(LARGE).min(mtu.saturating_sub(HEADERS))
+                asker.payload.clamp(SMALL, LARGE).min(mtu.saturating_sub(HEADERS))
             }
             (Transport::Udp { .. }, None) => SMALL,
         };
