@@ -5,7 +5,6 @@
 //! that cannot be done, in TLS, they are not offered.
 
 mod cups;
-mod http;
 
 use std::net::{IpAddr, Ipv4Addr};
 

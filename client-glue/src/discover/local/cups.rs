@@ -20,14 +20,16 @@ use tracing::debug;
 use super::{
     super::{
         Service, ServiceClass, Sighting, Source, SourceError, Uuid, clean,
+        http::{self, Bounds, HttpError, Request},
         outlet::{Ask, Outlet},
     },
-    http::{self, HttpError},
     localhost,
 };
 
 /// Between two questions.
 const ASK_EVERY: Duration = Duration::from_secs(15);
+/// What is taken of an answer, which has some kilobytes a queue.
+const BOUNDS: Bounds = Bounds { body: 2 * 1024 * 1024, time: Duration::from_secs(5) };
 /// Most queues that are looked at.
 const MAX_QUEUES: usize = 256;
 /// What is asked of each queue.
@@ -96,10 +98,13 @@ async fn asked(outlet: &mut Outlet) {
 }
 
 async fn queues(address: SocketAddr) -> Result<BTreeMap<String, Sighting>, HttpError> {
-    let answer = http::post(address, "application/ipp", &question()).await?;
-    let wrong = |error: ipp::parser::IppParseError| HttpError::Answer(format!("no IPP: {error}"));
+    let question = question();
+    let host = localhost(address.port());
+    let request = Request { host: &host, path: "/", post: Some(("application/ipp", &question)) };
+    let answer = http::fetch(address, request, BOUNDS).await?.success()?;
     let reader = IppReader::new(Cursor::new(answer));
-    let (_, attributes, _) = IppParser::new(reader).parse_parts().map_err(wrong)?;
+    let parts = IppParser::new(reader).parse_parts();
+    let (_, attributes, _) = parts.map_err(|_| HttpError::Malformed("what it holds is not IPP"))?;
     Ok(sightings(&attributes, address))
 }
 
