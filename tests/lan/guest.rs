@@ -7,7 +7,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Machine;
-use super::machine::signal;
 use crate::vm::rig::{Program, soon, until};
 
 /// See the module's text.
@@ -72,13 +71,6 @@ impl Guest {
 
     fn cups_log(&self) -> String {
         std::fs::read_to_string(self.machine.path("cups/log/error_log")).unwrap_or_default()
-    }
-
-    /// Ends CUPS as a shutdown does.
-    pub(crate) async fn stop_cups(&mut self) {
-        let mut cups = self.cups.take().unwrap();
-        signal(&cups, "-TERM").await;
-        soon("CUPS to end", cups.ended()).await;
     }
 
     /// What a command says, if it succeeds.
