@@ -25,16 +25,21 @@ impl Desk {
         services: &[SocketAddr],
         more: &[&str],
     ) -> Vec<SocketAddr> {
-        let mut arguments: Vec<String> = ["connect", &guest.server, "--json"]
-            .into_iter()
-            .chain(more.iter().copied())
-            .map(str::to_owned)
-            .collect();
-        for service in services {
-            arguments
-                .extend(["--share".to_owned(), format!("tcp://{service}?name=device-{}", service.port())]);
-        }
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        self.share_with(&guest.server, services, more).await
+    }
+
+    /// The same, with the guest behind a server.
+    pub(crate) async fn share_with(
+        &mut self,
+        server: &str,
+        services: &[SocketAddr],
+        more: &[&str],
+    ) -> Vec<SocketAddr> {
+        let share = |service: &SocketAddr| format!("tcp://{service}?name=device-{}", service.port());
+        let shares: Vec<String> = services.iter().map(share).collect();
+        let mut arguments = vec!["connect", server, "--json"];
+        arguments.extend(more);
+        arguments.extend(shares.iter().flat_map(|share| ["--share", share]));
         let mut connect = self.machine.tunnel(&arguments);
         let mut mapped = Vec::new();
         for service in services {

@@ -7,7 +7,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Machine;
-use super::machine::signal;
 use crate::vm::rig::{Program, soon, until};
 
 /// See the module's text.
@@ -70,11 +69,8 @@ impl Guest {
         .await;
     }
 
-    /// Ends CUPS as a shutdown does.
-    pub(crate) async fn stop_cups(&mut self) {
-        let mut cups = self.cups.take().unwrap();
-        signal(&cups, "-TERM").await;
-        soon("CUPS to end", cups.ended()).await;
+    fn cups_log(&self) -> String {
+        std::fs::read_to_string(self.machine.path("cups/log/error_log")).unwrap_or_default()
     }
 
     /// What a command says, if it succeeds.
@@ -87,6 +83,14 @@ impl Guest {
     /// A queue for a device that the guest has been told of. `model`: `everywhere`, or `raw`.
     pub(crate) async fn queue(&self, name: &str, device: &str, model: &str) {
         self.machine.run(&["lpadmin", "-p", name, "-E", "-v", device, "-m", model]).await;
+        if model == "everywhere" {
+            // cupsd asks the printer in a thread of its own, beside which other requests do not do well.
+            let available = format!("Printer \"{name}\" is now available.");
+            until("CUPS to know the printer", || async {
+                self.cups_log().contains(&available).then_some(())
+            })
+            .await;
+        }
     }
 
     /// Prints a file.
@@ -150,7 +154,7 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = std::fs::read_to_string(self.machine.path("cups/log/error_log")).unwrap_or_default();
+            let log = self.cups_log();
             let last: Vec<&str> = log.lines().rev().take(60).collect();
             eprintln!("--- the guest's CUPS logged:");
             last.iter().rev().for_each(|line| eprintln!("  {line}"));

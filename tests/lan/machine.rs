@@ -49,11 +49,14 @@ impl Machine {
         for part in ["spool", "cache", "log"] {
             std::fs::create_dir_all(dir.path().join("cups").join(part)).unwrap();
         }
-        // As the package brings them, but for a log that says something.
+        // As the package brings them, but for a log that says something, and tries that are not five minutes apart.
         for file in ["cupsd.conf", "cups-files.conf", "snmp.conf"] {
             let text = std::fs::read_to_string(format!("/usr/share/cups/{file}.default"));
             let text = text.expect("this test needs CUPS: tests/install-prerequisites.sh");
-            write(&format!("cups/etc/{file}"), &text.replace("LogLevel warn", "LogLevel info"));
+            write(
+                &format!("cups/etc/{file}"),
+                &text.replace("LogLevel warn", "LogLevel info\nJobRetryInterval 10"),
+            );
         }
         for file in ["raw.convs", "raw.types"] {
             write(

@@ -1,9 +1,10 @@
 //! A printer of the user's network: ippeveprinter, which speaks IPP as today's printers do.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::Read;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use openssl::sha::Sha256;
@@ -16,10 +17,19 @@ use crate::vm::rig::{Program, until};
 /// How long a job takes once it has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pace {
-    /// Five to fifteen seconds, and one job at a time, as ippeveprinter does by itself.
-    Real,
+    /// Eight seconds: a job that comes within them is sent away, as printers do that take one at a time.
+    Slow,
     /// No time.
     Quick,
+}
+
+impl Pace {
+    fn seconds(self) -> u32 {
+        match self {
+            Self::Slow => 8,
+            Self::Quick => 0,
+        }
+    }
 }
 
 /// A printer, switched on.
@@ -76,9 +86,12 @@ impl Printer {
         let mut arguments =
             vec!["-v", "-p", &port, "-n", &host, "-r", "_print,_universal", "-k", "-d", &jobs];
         arguments.extend(["-f", "application/pdf,image/urf,image/pwg-raster,application/octet-stream"]);
-        if self.pace == Pace::Quick {
-            arguments.extend(["-c", "/bin/true"]);
-        }
+        // By itself it takes five to fifteen, by chance.
+        let command = self.machine.path("print");
+        std::fs::write(&command, format!("#!/bin/sh\nsleep {}\n", self.pace.seconds())).unwrap();
+        std::fs::set_permissions(&command, Permissions::from_mode(0o755)).unwrap();
+        let command = command.display().to_string();
+        arguments.extend(["-c", &command]);
         arguments.push(self.name);
         self.running = Some(self.machine.start("ippeveprinter", "ippeveprinter", &arguments));
         let at = self.address();
@@ -116,7 +129,7 @@ impl Printer {
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let files = std::fs::read_dir(self.machine.path("jobs")).unwrap();
         let files = files.map(|file| file.unwrap().path());
-        // What the command that ends each job at once says: nothing.
+        // What the command says: nothing.
         files.filter(|path| path.extension().is_none_or(|kind| kind != "prn")).collect()
     }
 }

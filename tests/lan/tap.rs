@@ -1,10 +1,12 @@
-//! Cards that are TAP devices, with this kernel as the guest.
+//! Cards that are TAP devices, with this kernel as the guest, or a virtual machine that has a TAP device too.
 
 use std::fs::Permissions;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use openssl::sha::Sha256;
+use spice_tunnel::vm::Vm;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{Desk, Guest, Lan, Machine};
@@ -162,4 +164,78 @@ async fn without_privilege_a_device_is_used_as_it_is_and_every_obstacle_is_named
     drop(running);
     assert!(machine.sh("ip link show good").await.contains("mtu 1400"));
     let _: IpAddr = said.lines().find_map(|line| line.strip_prefix("ip=")).unwrap().parse().unwrap();
+}
+
+/// As the README has it: QEMU's device and ours in a bridge, made by root for programs that are not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_virtual_machine_with_a_tap_card_beside_ours_in_a_bridge() {
+    const BYTES: usize = 20_000_060;
+    const BOOT: Duration = Duration::from_secs(120);
+
+    let lan = Lan::new().await;
+    let mut desk = Desk::new(&lan).await;
+    let host = Machine::boot("host", "").await;
+    host.sh("ip link add vm1-br type bridge").await;
+    host.sh("ip link set vm1-br up").await;
+    for tap in ["vm1-tun", "vm1-nic"] {
+        host.sh(&format!("ip tuntap add {tap} mode tap user nobody")).await;
+        host.sh(&format!("ip link set {tap} master vm1-br up mtu 9000")).await;
+    }
+    let socket = host.path("spice.sock").display().to_string();
+    let listen = format!("unix:{socket}");
+    let arguments = ["serve", "--standalone", "--nic", "tap:vm1-tun", "--mtu", "9000", "--listen", &listen];
+    let mut serve = host.tunnel(&arguments);
+    serve.line("that it is up", |line| line.contains("the virtual network is up").then_some(())).await;
+    let service = SocketAddr::new(super::network::addresses(10)[0], 7000);
+    let expected = fountain(&desk.machine, service, BYTES).await;
+    let at = desk.share_with(&format!("spice+unix://{socket}"), &[service], &[]).await[0];
+
+    let guest = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let vm = Vm::builder()
+                .argument("-netdev")
+                .argument("tap,id=tun0,ifname=vm1-nic,script=no,downscript=no")
+                .argument("-device")
+                .argument("virtio-net-pci,netdev=tun0,romfile=");
+            let vm = vm.start().await.unwrap();
+            vm.booted(BOOT).await.unwrap();
+            let lease = vm.lease(BOOT).await.unwrap();
+            assert!(lease.contains("mtu=9000"), "{lease}");
+            let fetch = format!("nc {} {} </dev/null | sha256sum", at.ip(), at.port());
+            vm.run(&fetch, BOOT).await.unwrap().output
+        })
+    };
+    let hash = tokio::task::block_in_place(|| host.within(guest));
+    let expected: String = expected.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert!(hash.starts_with(&expected), "{hash}, expected {expected}");
+}
+
+/// A device that is moved into a container's network makes the container the guest; `serve` stays where it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_may_be_moved_into_another_network() {
+    let (host, container) = (Machine::boot("host", "").await, Machine::boot("container", "").await);
+    let listen = format!("unix:{}", host.path("spice.sock").display());
+    let mut serve = host.tunnel(&["serve", "--standalone", "--nic", "tap:tap0", "--listen", &listen]);
+    serve.line("that it is up", |line| line.contains("the virtual network is up").then_some(())).await;
+    // By process numbers as they are here, not in there.
+    let moving = tokio::process::Command::new("nsenter")
+        .args(["--target", &host.pid().to_string(), "--net", "--", "ip", "link", "set", "tap0"])
+        .args(["netns", &container.pid().to_string()])
+        .status();
+    assert!(soon("the device to move", moving).await.unwrap().success());
+    let script = container.path("say");
+    std::fs::write(&script, "#!/bin/sh\nenv\n").unwrap();
+    std::fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
+    container.sh("ip link set tap0 up").await;
+    let mut client = container.command("busybox");
+    client.args(["udhcpc", "-f", "-q", "-n", "-i", "tap0", "-s"]).arg(&script);
+    let leased = soon("a lease", client.output()).await.unwrap();
+    let said = String::from_utf8_lossy(&leased.stdout);
+    assert!(said.contains("ip=198.18."), "{said}");
+    // The container ends, and its devices with it.
+    drop(container);
+    serve
+        .line("that the card is gone", |line| line.contains("the TAP device was deleted").then_some(()))
+        .await;
 }

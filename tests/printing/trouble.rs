@@ -1,10 +1,11 @@
 //! Printers that stop, go away and come back, and users who change their mind.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use openssl::sha::sha256;
 use tokio::process::Command;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::documents::{noise, zpl};
 use super::{IPP, OTHER, Office, RAW};
@@ -119,23 +120,32 @@ async fn printers_switched_off_in_mid_job() {
     for job in [&ipp_job, &raw_job] {
         let told = until("the guest to be told", || async {
             let (state, why) = office.guest.state(job).await;
-            println!("{job:?}: {state}, {why:?}");
-            (why.contains("not respond") || why.contains("nable to") || why.contains("navailable"))
+            // Of many kinds: whichever step the loss was noticed in.
+            ["Unable to", "not responding", "unavailable"]
+                .iter()
+                .any(|part| why.contains(part))
                 .then_some(state)
         })
         .await;
-        assert!(["processing", "pending"].contains(&told.as_str()), "{job:?} is {told}");
+        // Neither printed nor given up: CUPS tries again, or waits for that.
+        assert!(["processing", "pending", "pending-held"].contains(&told.as_str()), "{job:?} is {told}");
     }
     // Those that are sent now wait behind it.
     let next = zpl(3);
     let next_job = office.guest.print(RAW, &[], &office.file("next", &next)).await;
 
     office.printer.switch_on().await;
+    // A printer that goes away within a document is one that CUPS stops, until somebody has had a look at it.
+    office.guest.machine.run(&["cupsenable", IPP]).await;
     office.sink.switch_on(&office.printer.machine);
-    for expected in [sha256(&second), sha256(&next)] {
-        let got = tokio::time::timeout(MINUTES, office.sink.next_at_leisure()).await.unwrap();
-        assert_eq!((got.hash, got.end), (expected, Ok(())));
+    // In whichever order: CUPS lets the next job pass one that waits to be tried again.
+    let mut printed = BTreeSet::new();
+    for _ in 0..2 {
+        let got = timeout(MINUTES, office.sink.next_at_leisure()).await.unwrap();
+        assert_eq!(got.end, Ok(()));
+        printed.insert(got.hash);
     }
+    assert_eq!(printed, BTreeSet::from([sha256(&second), sha256(&next)]));
     for job in [&ipp_job, &raw_job, &next_job] {
         office.guest.job_is(job, "completed", MINUTES).await;
     }

@@ -6,7 +6,7 @@
 //!
 //! Each read is one frame and each write is one, taken by the kernel there and then, so nothing is queued here but in the rare
 //! case that it has no memory for it. Frames come without offloads: checksums are right, and none is larger than the MTU. Offloads
-//! (`IFF_VNET_HDR`) belong into [`open`], [`TapCard::poll_fill`] and [`TapCard::queue`], and concern nobody else.
+//! (`IFF_VNET_HDR`) belong into `open`, `TapCard::poll_fill` and `TapCard::queue`, and concern nobody else.
 
 use std::collections::VecDeque;
 use std::fmt;
