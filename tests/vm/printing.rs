@@ -1,0 +1,105 @@
+//! A stock guest finds its user's printer, of which nobody told it, and prints: real avahi and CUPS in a real virtual
+//! machine, behind a real network card.
+
+use std::time::Duration;
+
+use openssl::sha::sha256;
+use spice_tunnel::vm::NicRole;
+
+use super::debian::Tree;
+use super::rig::{SOON, Stopwatch, password_file};
+use super::{BOOT, Program, TICKET, machine, run};
+use crate::lan::{Desk, Lan, Pace, Printer};
+use crate::printing::documents::pdf;
+
+/// What a desktop has installed to print.
+const PACKAGES: [&str; 10] = [
+    "dbus-daemon",
+    "dbus-system-bus-common",
+    "avahi-daemon",
+    "avahi-utils",
+    "libnss-mdns",
+    "cups-daemon",
+    "cups-client",
+    "cups-core-drivers",
+    "cups-server-common",
+    "cups-filters-core-drivers",
+];
+const USERS: &str = "root:x:0:0::/tmp:/bin/sh\nlp:x:7:7::/:/\nmessagebus:x:100:100::/:/\navahi:x:101:101::/:/\n";
+const GROUPS: &str =
+    "root:x:0:\nadm:x:4:\nlp:x:7:\nmessagebus:x:100:\navahi:x:101:\nnetdev:x:102:\nlpadmin:x:103:\n";
+const NAME: &str = "Büro Drucker";
+
+/// The guest's file system: packages as they are, users, and nothing about any printer.
+fn desktop(document: &[u8]) -> Tree {
+    let mut tree = Tree::of_packages(&PACKAGES);
+    tree.write("/etc/passwd", USERS);
+    tree.write("/etc/group", GROUPS);
+    tree.write("/etc/hosts", "127.0.0.1 localhost guest\n::1 localhost\n");
+    // As libnss-mdns leaves it.
+    tree.write("/etc/nsswitch.conf", "hosts: files mdns4_minimal [NOTFOUND=return] dns\n");
+    // As cups-daemon makes it.
+    tree.write("/etc/cups/cupsd.conf", std::fs::read("/usr/share/cups/cupsd.conf.default").unwrap());
+    tree.write("/etc/cups/cups-files.conf", std::fs::read("/usr/share/cups/cups-files.conf.default").unwrap());
+    tree.write("/desktop", include_str!("desktop.sh"));
+    tree.write("/document.pdf", document);
+    tree
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stock_guest_finds_a_printer_and_prints_on_it() {
+    let watch = Stopwatch::start();
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let password = password_file(directory, TICKET).display().to_string();
+    let document = pdf(3, "From a machine that was told nothing");
+    let machine = machine(directory, NicRole::Listens).memory(512).archive(desktop(&document).archive());
+    watch.lap("the guest's file system");
+    let vm = machine.start().await.unwrap_or_else(|error| panic!("{error}"));
+
+    let lan = Lan::new().await;
+    let (printer, desk) =
+        tokio::join!(Printer::announced(&lan, "office", NAME, Pace::Quick), Desk::new(&lan));
+    let at = |kind: &str, name: &str| format!("{kind}:{}", directory.join(name).display());
+    let (upstream, listen, nic) = (at("unix", "spice"), at("unix", "front"), at("connect", "nic"));
+    let mut serve = Program::tunnel(["serve", "--upstream", &upstream, "--listen", &listen, "--nic", &nic]);
+    serve.line("that it is up", |line| line.contains("the virtual network is up").then_some(())).await;
+    watch.lap("the user's network, and serve");
+
+    vm.booted(BOOT).await.unwrap_or_else(|error| panic!("{error}"));
+    watch.lap("booted");
+    vm.lease(SOON).await.unwrap_or_else(|error| panic!("{error}"));
+    run(&vm, "sh /desktop").await;
+    watch.lap("the guest's desktop is up");
+    let nothing = run(&vm, "lpstat -e").await;
+    assert_eq!(nothing, "", "a printer that nobody shares");
+    watch.lap("has no printer");
+
+    let tunnel = Stopwatch::start();
+    let server = format!("spice+unix://{}", directory.join("front").display());
+    let arguments = ["connect", &server, "--password-file", &password, "--json", "--discover"];
+    let mut connect = desk.machine.tunnel(&arguments);
+    connect.event("connected").await;
+    tunnel.lap("from the tunnel's start to a connection");
+    connect.event("mapped").await;
+    tunnel.lap("from the tunnel's start to a shared printer");
+    let listed = vm.run_until("lpstat -e | grep .", "the guest to list a printer", SOON).await;
+    let listed = listed.unwrap_or_else(|error| panic!("{error}")).output;
+    tunnel.lap("from the tunnel's start to a printer in the guest's list");
+    assert_eq!(listed.lines().count(), 1, "{listed}");
+    let queue = listed.trim();
+    eprintln!("{}", run(&vm, "avahi-browse -rptk _ipp._tcp; lpstat -l -e").await);
+
+    let said = run(&vm, &format!("lp -d {queue} -o raw /document.pdf")).await;
+    watch.lap("lp");
+    let job = said.strip_prefix("request id is ").and_then(|rest| rest.split(' ').next());
+    let job = job.unwrap_or_else(|| panic!("lp said {said:?}"));
+    let done = format!("lpstat -W completed -o | grep -F '{job} '");
+    let done = vm.run_until(&done, "the guest to be done with the job", Duration::from_secs(60)).await;
+    if let Err(error) = done {
+        let why = run(&vm, "lpstat -t; tail -n 60 /var/log/cups/error_log").await;
+        panic!("{error}\n{why}");
+    }
+    watch.lap("printed");
+    assert!(printer.stored().into_values().eq([sha256(&document)]), "{:?}", printer.stored());
+}
