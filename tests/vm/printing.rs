@@ -90,7 +90,7 @@ async fn a_stock_guest_finds_a_printer_and_prints_on_it() {
     let queue = listed.trim();
     eprintln!("{}", run(&vm, "avahi-browse -rptk _ipp._tcp; lpstat -l -e").await);
 
-    let said = run(&vm, &format!("lp -d {queue} -o raw /document.pdf")).await;
+    let said = run(&vm, &format!("timeout 40 lp -d {queue} -o raw /document.pdf || {{ echo; lpstat -t; tail -n 60 /var/log/cups/error_log; exit 1; }}")).await;
     watch.lap("lp");
     let job = said.strip_prefix("request id is ").and_then(|rest| rest.split(' ').next());
     let job = job.unwrap_or_else(|| panic!("lp said {said:?}"));
