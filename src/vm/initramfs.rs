@@ -88,7 +88,11 @@ mod tests {
     #[test]
     fn the_layout_is_that_of_newc() {
         let mut archive = Initramfs::new();
-        archive.directory("dev").device("dev/console", 5, 1).file("/init", b"hello").symlink("lib", "usr/lib");
+        archive
+            .directory("dev")
+            .device("dev/console", 5, 1)
+            .file("/init", b"hello")
+            .symlink("lib", "usr/lib");
         let bytes = archive.finish();
         assert_eq!(bytes.len() % 4, 0);
         let text = String::from_utf8_lossy(&bytes);
