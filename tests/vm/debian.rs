@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use spice_tunnel::vm::Initramfs;
@@ -74,45 +74,38 @@ impl Tree {
         archive.finish()
     }
 
-    /// Copies what is at a path of this machine; gives the path if it is something that libraries are linked to.
+    /// Copies what is at a path of this machine; gives the path of it if it is a program or a library.
     fn copy(&mut self, path: &Path) -> Option<PathBuf> {
-        // What a package brought and somebody removed, or dpkg diverted, is not there.
+        // What a package brought and somebody removed is not there.
         let about = path.symlink_metadata().ok()?;
-        // Where it really is: what dpkg has in /lib is in /usr/lib.
         let (parent, name) = (path.parent()?, path.file_name()?);
+        // Where it really is: what dpkg has in /lib is in /usr/lib.
         let path = parent.canonicalize().unwrap().join(name);
         if about.is_dir() {
             self.insert(&path, Entry::Directory);
-        } else if about.is_symlink() {
+            return None;
+        }
+        if about.is_symlink() {
             let target = std::fs::read_link(&path).unwrap();
-            let to = parent.join(&target);
-            if !MERGED.iter().any(|merged| path == Path::new("/").join(merged)) {
+            let linked = parent.join(&target);
+            // Those in the root are of the merge.
+            if parent != Path::new("/") {
                 self.insert(&path, Entry::Link(target));
             }
-            return self.copy(&to);
-        } else {
-            let content = std::fs::read(&path).unwrap();
-            let is_program = content.starts_with(b"\x7fELF");
-            self.insert(&path, Entry::File(about.permissions().mode(), content));
-            return is_program.then_some(path);
+            return self.copy(&linked);
         }
-        None
+        let content = std::fs::read(&path).unwrap();
+        let is_program = content.starts_with(b"\x7fELF");
+        self.insert(&path, Entry::File(about.permissions().mode(), content));
+        is_program.then_some(path)
     }
 
+    /// With all directories above it, which the archive has to have first.
     fn insert(&mut self, path: &Path, entry: Entry) {
-        assert!(path.components().all(|part| part != Component::ParentDir), "{}", path.display());
         for parent in path.ancestors().skip(1).filter(|parent| parent.file_name().is_some()) {
             self.entries.entry(parent.to_owned()).or_insert(Entry::Directory);
         }
-        if path.file_name().is_some() {
-            match entry {
-                Entry::Directory => self.entries.entry(path.to_owned()).or_insert(entry),
-                Entry::File(..) | Entry::Link(_) => {
-                    self.entries.insert(path.to_owned(), entry);
-                    return;
-                }
-            };
-        }
+        self.entries.insert(path.to_owned(), entry);
     }
 }
 
