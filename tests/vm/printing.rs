@@ -119,9 +119,7 @@ async fn a_stock_guest_finds_a_printer_and_prints_on_it() {
     // It is switched off, and the guest hears of it.
     let off = Stopwatch::start();
     printer.switch_off().await;
-    let gone =
-        vm.run_until("test -z \"$(avahi-browse -ptk _ipp._tcp)\"", "the guest to lose the printer", PATIENCE);
-    gone.await.unwrap_or_else(|error| panic!("{error}"));
+    finds_nothing(&vm).await;
     off.lap("from the printer's end to nothing in the guest's list");
 
     // It is back, and so is all that the guest knew of it: this time by asking, as a guest that boots only now.
@@ -132,6 +130,18 @@ async fn a_stock_guest_finds_a_printer_and_prints_on_it() {
     print(&vm, &format!("-d {queue} -o raw -t again")).await;
     watch.lap("printed again");
     assert_eq!(printer.stored().into_values().filter(|hash| *hash == sha256(&document)).count(), 2);
+
+    // What nobody serves any more is not to stay in the guest's list for an hour.
+    serve.terminate().await;
+    finds_nothing(&vm).await;
+    watch.lap("served no more");
+}
+
+/// Waits until avahi in the guest knows of no printer.
+async fn finds_nothing(vm: &Vm) {
+    let browse = "test -z \"$(avahi-browse -ptk _ipp._tcp)\"";
+    let gone = vm.run_until(browse, "the guest to lose the printer", PATIENCE).await;
+    gone.unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// Waits until avahi in the guest knows a printer: its host and its address.
