@@ -138,6 +138,7 @@ pub struct Builder {
     memory_mib: u32,
     init: String,
     floppy: Option<Vec<u8>>,
+    archives: Vec<Vec<u8>>,
     extra: Vec<String>,
 }
 
@@ -182,6 +183,13 @@ impl Builder {
     #[must_use]
     pub fn floppy(mut self, content: impl Into<Vec<u8>>) -> Self {
         self.floppy = Some(content.into());
+        self
+    }
+
+    /// More for the guest's root file system: an archive that the kernel unpacks over what is there (see [`Initramfs`]).
+    #[must_use]
+    pub fn archive(mut self, archive: impl Into<Vec<u8>>) -> Self {
+        self.archives.push(archive.into());
         self
     }
 
@@ -279,7 +287,11 @@ impl Builder {
             order.push_str(&format!("{name}.ko\n"));
         }
         archive.file("modules/order", order.as_bytes());
-        Ok(archive.finish())
+        let mut all = archive.finish();
+        for archive in &self.archives {
+            all.extend_from_slice(archive);
+        }
+        Ok(all)
     }
 
     fn arguments(
@@ -368,6 +380,7 @@ impl Vm {
             memory_mib: 256,
             init: INIT.to_owned(),
             floppy: None,
+            archives: Vec::new(),
             extra: Vec::new(),
         }
     }

@@ -1,6 +1,8 @@
 //! The real thing, as its users have it: stock QEMU with a Spice ticket, a Linux guest, stock viewers, and our program
 //! as it is built, with nothing but its command line.
 
+mod debian;
+mod printing;
 pub(crate) mod rig;
 
 use std::collections::BTreeMap;

@@ -4,7 +4,7 @@
 # "ID STATUS OUTPUT-IN-BASE64". Commands run beside each other; their answers do not mix.
 /bin/busybox mkdir -p /proc /sys /dev /tmp /etc
 /bin/busybox --install -s /bin
-export PATH=/bin HOME=/tmp
+export PATH=/bin:/usr/sbin:/usr/bin HOME=/tmp
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev

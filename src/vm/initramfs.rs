@@ -11,6 +11,7 @@ pub struct Initramfs {
 const DIRECTORY: u32 = 0o040_000;
 const FILE: u32 = 0o100_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
+const SYMBOLIC_LINK: u32 = 0o120_000;
 
 impl Initramfs {
     /// An empty archive.
@@ -28,7 +29,20 @@ impl Initramfs {
     /// # Panics
     /// With 4 GiB or more: the format has no room for the size.
     pub fn file(&mut self, path: &str, content: &[u8]) -> &mut Self {
-        self.entry(path, FILE | 0o755, (0, 0), content)
+        self.file_with_mode(path, 0o755, content)
+    }
+
+    /// Adds a file with these permissions.
+    ///
+    /// # Panics
+    /// With 4 GiB or more: the format has no room for the size.
+    pub fn file_with_mode(&mut self, path: &str, permissions: u32, content: &[u8]) -> &mut Self {
+        self.entry(path, FILE | (permissions & 0o7777), (0, 0), content)
+    }
+
+    /// Adds a symbolic link.
+    pub fn symlink(&mut self, path: &str, target: &str) -> &mut Self {
+        self.entry(path, SYMBOLIC_LINK | 0o777, (0, 0), target.as_bytes())
     }
 
     /// Adds a character device of the given major and minor number.
@@ -74,12 +88,16 @@ mod tests {
     #[test]
     fn the_layout_is_that_of_newc() {
         let mut archive = Initramfs::new();
-        archive.directory("dev").device("dev/console", 5, 1).file("/init", b"hello");
+        archive
+            .directory("dev")
+            .device("dev/console", 5, 1)
+            .file("/init", b"hello")
+            .symlink("lib", "usr/lib");
         let bytes = archive.finish();
         assert_eq!(bytes.len() % 4, 0);
         let text = String::from_utf8_lossy(&bytes);
         let starts: Vec<_> = text.match_indices("070701").map(|(at, _)| at).collect();
-        assert_eq!(starts.len(), 4);
+        assert_eq!(starts.len(), 5);
         assert!(starts.iter().all(|at| at % 4 == 0));
         let field = |entry: usize, number: usize| {
             let at = starts[entry] + 6 + number * 8;
@@ -90,6 +108,8 @@ mod tests {
         assert_eq!((field(2, 1), field(2, 6), field(2, 11)), (0o100_755, 5, 5));
         assert!(text[starts[2] + 110..].starts_with("init\0"));
         assert_eq!(&text[starts[2] + 110 + 6..][..5], "hello");
-        assert!(text[starts[3] + 110..].starts_with("TRAILER!!!\0"));
+        assert_eq!((field(3, 1), field(3, 6)), (0o120_777, 7));
+        assert!(text[starts[3] + 110..].starts_with("lib\0"));
+        assert!(text[starts[4] + 110..].starts_with("TRAILER!!!\0"));
     }
 }

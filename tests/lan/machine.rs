@@ -46,7 +46,7 @@ impl Machine {
         write("etc/nsswitch.conf", NSSWITCH);
         write("bus.conf", BUS);
         write("setup", include_str!("machine.sh"));
-        for part in ["spool", "cache", "log"] {
+        for part in ["spool", "cache", "log", "etc/ssl"] {
             std::fs::create_dir_all(dir.path().join("cups").join(part)).unwrap();
         }
         // As the package brings them, but for a log that says something, and tries that are not five minutes apart.

@@ -6,7 +6,7 @@ use openssl::sha::{Sha256, sha256};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 /// A PDF whose pages say which they are.
-pub(super) fn pdf(pages: usize, title: &str) -> Vec<u8> {
+pub(crate) fn pdf(pages: usize, title: &str) -> Vec<u8> {
     let mut text = "%PDF-1.4\n".to_owned();
     let mut offsets = Vec::new();
     let mut object = |text: &mut String, body: &str| {
