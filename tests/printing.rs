@@ -1,7 +1,7 @@
 //! Printing from a guest with real CUPS, through the tunnel, on a printer that speaks IPP and on a raw one: what was sent
 //! comes out byte for byte, in every amount and after every kind of trouble, and the guest is told the truth.
 
-mod documents;
+pub(crate) mod documents;
 mod jobs;
 mod suites;
 mod trouble;

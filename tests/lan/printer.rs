@@ -51,7 +51,9 @@ impl Printer {
         let hosts: String = addresses(number).iter().map(|ip| format!("{ip} {host}.local\n")).collect();
         let machine = Machine::boot("printer", &hosts).await;
         lan.plug(&machine, number).await;
-        std::fs::create_dir(machine.path("jobs")).unwrap();
+        for directory in ["jobs", "keys"] {
+            std::fs::create_dir(machine.path(directory)).unwrap();
+        }
         // ippeveprinter needs avahi even where nobody hears of it.
         let announcing = Some(machine.announce(host).await);
         if !announced {
@@ -71,10 +73,12 @@ impl Printer {
     }
 
     pub(crate) async fn switch_on(&mut self) {
-        let (jobs, port) = (self.machine.path("jobs").display().to_string(), PORT.to_string());
+        let path = |name: &str| self.machine.path(name).display().to_string();
+        // Without a place for its key it advertises a TLS that it cannot speak.
+        let (jobs, keys, port) = (path("jobs"), path("keys"), PORT.to_string());
         let host = format!("{}.local", self.host);
-        let mut arguments =
-            vec!["-v", "-p", &port, "-n", &host, "-r", "_print,_universal", "-k", "-d", &jobs];
+        let mut arguments = vec!["-v", "-p", &port, "-n", &host, "-r", "_print,_universal", "-k", "-d", &jobs];
+        arguments.extend(["-K", &keys]);
         arguments.extend(["-f", "application/pdf,image/urf,image/pwg-raster,application/octet-stream"]);
         if self.pace == Pace::Quick {
             arguments.extend(["-c", "/bin/true"]);
