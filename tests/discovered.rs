@@ -14,8 +14,8 @@ use std::path::PathBuf;
 
 use tokio::time::Instant;
 
-use crate::lan::{Guest, Lan, Machine};
-use crate::vm::rig::{Program, until};
+use crate::lan::{Guest, Lan, Machine, signal};
+use crate::vm::rig::{Program, soon, until};
 
 use self::watch::{Seen, Watch, seen};
 
@@ -49,6 +49,25 @@ impl Home {
         self.connect = Some(connect);
     }
 
+    /// `serve` ends and starts anew, and the guest's card with it.
+    async fn restart_serve(&mut self, options: &[&str]) {
+        let listen = self.guest.server.replace("spice+unix://", "unix:");
+        let always = ["serve", "--standalone", "--nic", "tap:tap0", "--listen", &listen];
+        signal(&self.guest.serve, "-TERM").await;
+        soon("the end of serve", self.guest.serve.ended()).await;
+        let mut serve = self.guest.machine.tunnel(&[&always[..], options].concat());
+        serve.line("that it is up", |line| line.contains("the virtual network is up").then_some(())).await;
+        self.guest.serve = serve;
+        self.guest.lease().await;
+    }
+
+    /// Ends `connect`, and waits until it has.
+    async fn leave(&mut self, by: &str) {
+        let mut connect = self.connect.take().unwrap();
+        signal(&connect, by).await;
+        soon("the end of connect", connect.ended()).await;
+    }
+
     /// A configuration for the user's side.
     fn config(&self, text: &str) -> String {
         let path = self.desk.path("spice-tunnel.toml");
@@ -69,6 +88,14 @@ impl Home {
             seen(&self.guest.machine, kind).await.into_iter().find(|seen| seen.name == name)
         })
         .await
+    }
+
+    /// What `spice-tunnel discover` prints on the user's machine.
+    async fn desk_discover(&self, more: &[&str]) -> String {
+        let mut command = self.desk.command(env!("CARGO_BIN_EXE_spice-tunnel"));
+        let output = soon("what discover finds", command.arg("discover").args(more).output()).await.unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// Follows what the guest's avahi learns of such services.

@@ -1,7 +1,10 @@
 //! What avahi of a machine knows, by avahi-browse.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
+
+use tokio::time::timeout;
 
 use crate::lan::Machine;
 use crate::vm::rig::Program;
@@ -36,6 +39,16 @@ impl Seen {
         })
     }
 
+    /// It is where the guest's network is.
+    pub(super) fn is_virtual(&self) -> bool {
+        self.address.starts_with("198.18.")
+    }
+
+    /// Where it is.
+    pub(super) fn at(&self) -> SocketAddr {
+        SocketAddr::new(self.address.parse().unwrap(), self.port)
+    }
+
     pub(super) fn value(&self, key: &str) -> Option<&str> {
         self.txt.iter().find_map(|entry| entry.split_once('=').filter(|(name, _)| *name == key)).map(|(_, v)| v)
     }
@@ -67,11 +80,17 @@ impl Watch {
 
     /// Waits until the service of this name is said to be gone.
     pub(super) async fn goes(&mut self, name: &str, limit: Duration) {
-        let gone = self.0.line("that it is gone", |line| {
+        let gone = timeout(limit, self.gone(name)).await;
+        gone.unwrap_or_else(|_| panic!("{name} is still there"));
+    }
+
+    /// [`goes`](Self::goes), for whoever has a deadline. Cancel safe.
+    pub(super) async fn gone(&mut self, name: &str) {
+        let gone = |line: &str| {
             let named = line.strip_prefix("-;")?.split(';').nth(2)?;
             (unescape(named) == name).then_some(())
-        });
-        tokio::time::timeout(limit, gone).await.unwrap_or_else(|_| panic!("{name} is still there"));
+        };
+        self.0.line("that it is gone", gone).await;
     }
 }
 

@@ -18,6 +18,12 @@ pub(crate) fn addresses(number: u8) -> [IpAddr; 2] {
     [Ipv4Addr::new(192, 168, 7, number).into(), Ipv6Addr::new(0xfd07, 0, 0, 0, 0, 0, 0, number.into()).into()]
 }
 
+/// The first of them.
+pub(crate) fn address(number: u8) -> IpAddr {
+    let [v4, _] = addresses(number);
+    v4
+}
+
 impl Lan {
     pub(crate) async fn new() -> Self {
         let switch = Machine::boot("switch", "").await;

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use openssl::sha::Sha256;
 
-use super::machine::pid_of;
+use super::machine::{pid_of, signal};
 use super::network::addresses;
 use super::{Lan, Machine};
-use crate::vm::rig::{Program, until};
+use crate::vm::rig::{Program, soon, until};
 
 /// How long a job takes once it has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -93,6 +93,14 @@ impl Printer {
     pub(crate) async fn switch_off(&mut self) {
         if let Some(running) = self.running.take() {
             running.kill().await;
+        }
+    }
+
+    /// Ends its program by this signal. Its avahi stays, and says goodbye for it.
+    pub(crate) async fn leave(&mut self, name: &str) {
+        if let Some(mut running) = self.running.take() {
+            signal(&running, name).await;
+            soon("the printer to end", running.ended()).await;
         }
     }
 
