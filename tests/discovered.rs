@@ -3,6 +3,7 @@
 //! configures anything.
 
 mod chosen;
+mod collisions;
 mod comings;
 mod found;
 mod hostile;

@@ -113,6 +113,9 @@ async fn discover_shows_what_is_there() {
         assert_eq!(device["host"], host);
         assert!(row.contains(device["identity"].as_str().unwrap()), "{table}");
         let services = device["services"].as_array().unwrap();
-        assert!(services.iter().any(|service| service["port"] == 631 && service["shared"] == true), "{device}");
+        assert!(
+            services.iter().any(|service| service["port"] == 631 && service["shared"] == true),
+            "{device}"
+        );
     }
 }

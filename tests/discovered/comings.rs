@@ -1,25 +1,24 @@
 //! Printers that come, go and come back, elsewhere too, and a tunnel that does the same: the guest is told as it happens, and
 //! finds each at the address that it had.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::watch::Seen;
 use super::{Home, assert_well, took};
-use crate::lan::{Pace, Printer};
+use crate::lan::{Pace, Printer, Sink};
 use crate::vm::rig::{SOON, soon};
 
 const IPP: &str = "_ipp._tcp";
 
 impl Home {
     /// The guest connects, and this is whom it reaches.
-    async fn reaches(&mut self, seen: &Seen) -> IpAddr {
-        let stream = soon("a connection of the guest", self.guest.machine.connect(seen.at())).await.unwrap();
+    async fn reaches(&mut self, at: SocketAddr) -> IpAddr {
+        let stream = soon("a connection of the guest", self.guest.machine.connect(at)).await.unwrap();
         let opened = self.connect.as_mut().unwrap().event("opened").await;
         drop(stream);
-        let address: std::net::SocketAddr = opened["address"].as_str().unwrap().parse().unwrap();
+        let address: SocketAddr = opened["address"].as_str().unwrap().parse().unwrap();
         address.ip()
     }
 }
@@ -46,12 +45,20 @@ async fn a_printer_comes_goes_and_comes_back_elsewhere() {
         assert_eq!((again.address, again.txt), (first.address.clone(), first.txt.clone()));
     }
 
+    // ippeveprinter listens at the addresses that it began with only; what prints raw, everywhere.
+    let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 9100));
+    let _raw = Sink::start(&printer.machine, everywhere);
+    let words = ["-s", "Late", "_pdl-datastream._tcp", "9100"];
+    let _announced = printer.machine.start("avahi-publish", "avahi-publish", &words);
+    let raw = home.finds("_pdl-datastream._tcp", "Late").await;
+    assert_eq!(raw.address, first.address);
+
     // One network only, so that a new lease is an address of which nothing was known.
     printer.machine.sh("ip -6 address flush dev eth0").await;
     let single = |event: &serde_json::Value| event["addresses"].as_array().is_some_and(|all| all.len() == 1);
     home.connect.as_mut().unwrap().event_where("discovered", single).await;
     // A new lease: the guest is told nothing, because nothing is another for it.
-    assert_eq!(home.reaches(&first).await, printer.address().ip());
+    assert_eq!(home.reaches(raw.at()).await, printer.address().ip());
     let elsewhere: IpAddr = "192.168.7.201".parse().unwrap();
     let eth0 = |what: &str, ip: IpAddr| format!("ip address {what} {ip}/24 dev eth0");
     printer.machine.sh(&eth0("delete", printer.address().ip())).await;
@@ -59,7 +66,7 @@ async fn a_printer_comes_goes_and_comes_back_elsewhere() {
     let moved = |event: &serde_json::Value| event["addresses"] == serde_json::json!([elsewhere]);
     home.connect.as_mut().unwrap().event_where("discovered", moved).await;
     assert_eq!(home.finds(IPP, "Late").await.address, first.address);
-    assert_eq!(home.reaches(&first).await, elsewhere);
+    assert_eq!(home.reaches(raw.at()).await, elsewhere);
 
     // Its plug is pulled: nobody says goodbye. Whoever wants something of it finds out.
     drop(printer);
@@ -90,11 +97,11 @@ async fn restarts(lease_file: bool) {
     home.leave("-TERM").await;
     home.discover(&["--discover"]).await;
     assert_eq!(home.finds(IPP, "Steady").await.address, first.address);
-    assert_eq!(home.reaches(&first).await, printer.address().ip());
+    assert_eq!(home.reaches(first.at()).await, printer.address().ip());
     home.leave("-KILL").await;
     home.discover(&["--discover"]).await;
     assert_eq!(home.finds(IPP, "Steady").await.address, first.address);
-    assert_eq!(home.reaches(&first).await, printer.address().ip());
+    assert_eq!(home.reaches(first.at()).await, printer.address().ip());
 
     // While nobody joins, the printer changes.
     home.leave("-TERM").await;
@@ -109,7 +116,7 @@ async fn restarts(lease_file: bool) {
     let began = Instant::now();
     assert_eq!(home.finds(IPP, "Steady").await.address, first.address);
     took("from a new session until the guest has the printer", began);
-    assert_eq!(home.reaches(&first).await, printer.address().ip());
+    assert_eq!(home.reaches(first.at()).await, printer.address().ip());
 }
 
 #[tokio::test(flavor = "multi_thread")]

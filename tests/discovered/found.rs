@@ -23,7 +23,8 @@ async fn the_guest_sees_what_the_user_sees_and_prints_on_it() {
     // The user's machine has an avahi of its own, as desktops do.
     let _avahi = home.desk.announce("desk").await;
     let mut label = Sink::start(&photo.machine, photo.at(9100));
-    let words = ["-s", "Label", "_pdl-datastream._tcp", "9100", "txtvers=1", "ty=Zebra ZD420", "note=By the door"];
+    let words =
+        ["-s", "Label", "_pdl-datastream._tcp", "9100", "txtvers=1", "ty=Zebra ZD420", "note=By the door"];
     let _label = photo.machine.start("avahi-publish", "avahi-publish", &words);
     home.guest.cups().await;
 

@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use super::watch::seen;
 use super::{Home, assert_well};
 use crate::lan::{Lan, Machine, Pace, Printer, address};
+use crate::vm::rig::soon;
 
 const IPP: &str = "_ipp._tcp";
 const GROUP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(224, 0, 0, 251)), 5353);
@@ -25,12 +26,19 @@ struct Advert {
 impl Advert {
     fn new(name: impl AsRef<[u8]>, host: &str, at: Ipv4Addr, port: u16, uuid: &str) -> Self {
         let entry = |text: &str| text.as_bytes().to_vec();
-        let txt = [&format!("UUID={uuid}")[..], "txtvers=1", "rp=ipp/print", "pdl=application/pdf", "ty=Fake"];
-        Self { instance: name.as_ref().to_vec(), host: host.to_owned(), at, port, txt: txt.map(entry).to_vec() }
+        let txt =
+            [&format!("UUID={uuid}")[..], "txtvers=1", "rp=ipp/print", "pdl=application/pdf", "ty=Fake"];
+        Self {
+            instance: name.as_ref().to_vec(),
+            host: host.to_owned(),
+            at,
+            port,
+            txt: txt.map(entry).to_vec(),
+        }
     }
 
-    /// An answer of multicast DNS with all four records (RFC 6762, RFC 6763).
-    fn packet(&self) -> Vec<u8> {
+    /// An answer of multicast DNS with all four records (RFC 6762, RFC 6763), good for so many seconds.
+    fn packet(&self, life: u32) -> Vec<u8> {
         const CLASS: u16 = 1;
         const FLUSH: u16 = 0x8000;
         let kind = [&b"_ipp"[..], b"_tcp", b"local"];
@@ -49,7 +57,7 @@ impl Advert {
             packet.extend(owner);
             packet.extend(u16::to_be_bytes(number));
             packet.extend(class.to_be_bytes());
-            packet.extend(4500_u32.to_be_bytes());
+            packet.extend(life.to_be_bytes());
             packet.extend((data.len() as u16).to_be_bytes());
             packet.extend(data);
         }
@@ -58,7 +66,8 @@ impl Advert {
 }
 
 fn name(labels: &[&[u8]]) -> Vec<u8> {
-    let mut name: Vec<u8> = labels.iter().flat_map(|label| [&[label.len() as u8][..], label].concat()).collect();
+    let mut name: Vec<u8> =
+        labels.iter().flat_map(|label| [&[label.len() as u8][..], label].concat()).collect();
     name.push(0);
     name
 }
@@ -78,25 +87,37 @@ impl Liar {
         Self { machine, at, saying: None }
     }
 
-    fn say(&mut self, adverts: &[Advert]) {
-        let socket = self.machine.within(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 5353))).unwrap();
+    fn say(&mut self, adverts: &[Advert], life: u32) {
+        if let Some(saying) = self.saying.take() {
+            saying.abort();
+        }
+        let socket = self.machine.within(|| shared_port()).unwrap();
         socket.set_nonblocking(true).unwrap();
         // To the card that it has, as there is no route.
         let at = self.at;
         socket2::SockRef::from(&socket).set_multicast_if_v4(&at).unwrap();
         socket2::SockRef::from(&socket).set_multicast_ttl_v4(255).unwrap();
         let socket = tokio::net::UdpSocket::from_std(socket).unwrap();
-        let packets: Vec<Vec<u8>> = adverts.iter().map(Advert::packet).collect();
+        let packets: Vec<Vec<u8>> = adverts.iter().map(|advert| advert.packet(life)).collect();
         self.saying = Some(tokio::spawn(async move {
             let mut again = tokio::time::interval(Duration::from_millis(700));
             loop {
                 again.tick().await;
                 for packet in &packets {
                     let _ = socket.send_to(packet, GROUP).await;
+                    tokio::task::yield_now().await;
                 }
             }
         }));
     }
+}
+
+/// The port of multicast DNS; what the last socket there was told may still be on its way.
+fn shared_port() -> std::io::Result<UdpSocket> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 5353)).into())?;
+    Ok(socket.into())
 }
 
 impl Drop for Liar {
@@ -145,22 +166,37 @@ async fn liars_and_floods_harm_nobody() {
     let mut large = Advert::new("Large texts", "large", here, 631, &fake(11));
     large.txt.extend((0..30).map(|n| [format!("x{n:02}=").as_bytes(), &[b'x'; 240]].concat()));
     lies.push(large);
-    lies.extend((0..300).map(|n| Advert::new(format!("Flood {n}"), &format!("flood{n}"), here, 631, &fake(100 + n))));
-    liar.say(&lies);
+    let floods = |numbers: std::ops::Range<u32>| {
+        numbers.map(|n| Advert::new(format!("Flood {n}"), &format!("flood{n}"), here, 631, &fake(100 + n)))
+    };
+    lies.extend(floods(0..100));
+    liar.say(&lies, 4500);
 
     // In the middle of it an honest printer comes, and the guest has it.
     let _late = Printer::announced(&home.lan, "late", "Late", Pace::Quick).await;
     let late = home.finds(IPP, "Late").await;
     assert!(late.is_virtual());
-    home.finds(IPP, "Flood 299").await;
+    home.finds(IPP, "Flood 99").await;
     home.finds(IPP, "Odd texts").await;
+
+    // More than anybody keeps: those that were there stay, and the user is told.
+    lies.extend(floods(100..400));
+    liar.say(&lies, 4500);
+    let connect = home.connect.as_mut().unwrap();
+    let too_many = |line: &str| line.contains("there are more devices than are kept").then_some(());
+    connect.line("that there are too many", too_many).await;
+    let at = home.guest.machine.connect(honest.at());
+    soon("a connection in the flood", at).await.unwrap();
 
     let services = seen(&home.guest.machine, IPP).await;
     println!("the guest has {} printers", services.len());
-    assert!(services.len() <= 384);
+    assert!(services.len() <= 256);
+    assert!(services.iter().any(|seen| *seen == late));
     let still = services.iter().find(|seen| seen.name == "Office").expect("the honest printer is gone");
     assert_eq!((&still.address, &still.txt), (&honest.address, &honest.txt));
-    let bad = |c: char| c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{fffd}');
+    let bad = |c: char| {
+        c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{fffd}')
+    };
     for seen in &services {
         assert!(!seen.name.contains(bad) && !seen.host.contains(bad), "{seen:?}");
         assert!(seen.txt.iter().all(|entry| !entry.contains(bad) && !entry.contains("\\0")), "{seen:?}");
@@ -173,5 +209,13 @@ async fn liars_and_floods_harm_nobody() {
     }
     let connect = home.connect.as_ref().unwrap();
     assert!(!connect.everything().contains(|c: char| c.is_control() && c != '\n'), "raw text in the log");
+
+    // It gives up, and there is room again.
+    liar.say(&lies, 0);
+    let connect = home.connect.as_mut().unwrap();
+    let room = |line: &str| line.contains("there are no more devices than are kept").then_some(());
+    connect.line("that there is room again", room).await;
+    let _last = Printer::announced(&home.lan, "last", "Last", Pace::Quick).await;
+    home.finds(IPP, "Last").await;
     assert_well(&mut home);
 }

@@ -45,17 +45,20 @@ async fn names_of_an_allowed_domain_lead_to_what_stands_there() {
     let path = router.path("dnsmasq.conf");
     std::fs::write(&path, conf + "no-resolv\nno-hosts\nlocal=/home.arpa/\nuser=root\nlocal-ttl=5\n").unwrap();
     let path = path.display().to_string();
-    let mut dnsmasq =
-        router.start("dnsmasq", "dnsmasq", &["--keep-in-foreground", "--log-facility=-", "-C", &path, "--pid-file="]);
+    let mut dnsmasq = router.start(
+        "dnsmasq",
+        "dnsmasq",
+        &["--keep-in-foreground", "--log-facility=-", "-C", &path, "--pid-file="],
+    );
     dnsmasq.line("that it runs", |line| line.contains("started").then_some(())).await;
-    std::fs::write(home.desk.path("etc/resolv.conf"), format!("nameserver {}\n", address(router_at))).unwrap();
+    std::fs::write(home.desk.path("etc/resolv.conf"), format!("nameserver {}\n", address(router_at)))
+        .unwrap();
 
     let config = home.config("[[domain]]\nname = \"home.arpa\"\n");
     home.discover(&["--config", &config]).await;
-    let at = until("the name's address", || async {
-        home.resolved("nas.home.arpa").await.parse::<IpAddr>().ok()
-    })
-    .await;
+    let at =
+        until("the name's address", || async { home.resolved("nas.home.arpa").await.parse::<IpAddr>().ok() })
+            .await;
     assert!(at.to_string().starts_with("198.18."), "{at}");
     let hosts = home.guest.machine.sh("getent hosts nas.home.arpa").await;
     assert_eq!(hosts.split_whitespace().collect::<Vec<_>>(), [&*at.to_string(), "nas.home.arpa"]);
@@ -82,10 +85,9 @@ async fn names_of_an_allowed_domain_lead_to_what_stands_there() {
     home.leave("-TERM").await;
     home.restart_serve(&[]).await;
     home.discover(&["--config", &config]).await;
-    let again = until("the name's address", || async {
-        home.resolved("nas.home.arpa").await.parse::<IpAddr>().ok()
-    })
-    .await;
+    let again =
+        until("the name's address", || async { home.resolved("nas.home.arpa").await.parse::<IpAddr>().ok() })
+            .await;
     assert_eq!(again, at);
     assert_well(&mut home);
 }

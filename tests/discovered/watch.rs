@@ -50,7 +50,10 @@ impl Seen {
     }
 
     pub(super) fn value(&self, key: &str) -> Option<&str> {
-        self.txt.iter().find_map(|entry| entry.split_once('=').filter(|(name, _)| *name == key)).map(|(_, v)| v)
+        self.txt
+            .iter()
+            .find_map(|entry| entry.split_once('=').filter(|(name, _)| *name == key))
+            .map(|(_, v)| v)
     }
 }
 

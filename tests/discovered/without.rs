@@ -10,16 +10,11 @@ use crate::vm::rig::Program;
 
 const RAW: &str = "_pdl-datastream._tcp";
 
-/// A machine in the user's network that knows its broadcast address, and its number there.
+/// A machine in the user's network, and its number there.
 async fn plug(lan: &Lan, name: &'static str) -> (Machine, u8) {
     let (machine, number) = (Machine::boot(name, "").await, lan.number());
     lan.plug(&machine, number).await;
-    broadcast(&machine, number).await;
     (machine, number)
-}
-
-async fn broadcast(machine: &Machine, number: u8) {
-    machine.sh(&format!("ip address change {}/24 brd + dev eth0", address(number))).await;
 }
 
 /// A printer's SNMP.
@@ -35,15 +30,16 @@ async fn agent(machine: &Machine, number: u8, more: &[&str]) -> Program {
 #[tokio::test(flavor = "multi_thread")]
 async fn printers_that_only_know_snmp_print_raw() {
     let mut home = Box::pin(Home::new()).await;
-    // The first that was plugged in.
-    broadcast(&home.desk, 10).await;
     let (laser, laser_at) = plug(&home.lan, "laser").await;
     let (old, old_at) = plug(&home.lan, "old").await;
     let mut laser_sink = Sink::start(&laser, (address(laser_at), 9100).into());
     let mut old_sink = Sink::start(&old, (address(old_at), 9101).into());
-    let _laser =
-        agent(&laser, laser_at, &["--name", "Laser", "--maker", "HP", "--serial", "LASER1", "--location", "Room 7"])
-            .await;
+    let _laser = agent(
+        &laser,
+        laser_at,
+        &["--name", "Laser", "--maker", "HP", "--serial", "LASER1", "--location", "Room 7"],
+    )
+    .await;
 
     // A real agent, which another one answers broadcasts for.
     let objects = [

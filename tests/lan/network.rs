@@ -47,7 +47,7 @@ impl Lan {
         assert!(made.await.unwrap().success(), "a cable cannot be made: tests/install-prerequisites.sh");
         self.switch.sh(&format!("ip link set {port} master br0 up")).await;
         let [v4, v6] = addresses(number);
-        machine.sh(&format!("ip address add {v4}/24 dev eth0")).await;
+        machine.sh(&format!("ip address add {v4}/24 brd + dev eth0")).await;
         machine.sh(&format!("ip address add {v6}/64 dev eth0")).await;
         machine.sh("ip link set eth0 up").await;
     }

@@ -77,7 +77,8 @@ impl Printer {
         // Without a place for its key it advertises a TLS that it cannot speak.
         let (jobs, keys, port) = (path("jobs"), path("keys"), PORT.to_string());
         let host = format!("{}.local", self.host);
-        let mut arguments = vec!["-v", "-p", &port, "-n", &host, "-r", "_print,_universal", "-k", "-d", &jobs];
+        let mut arguments =
+            vec!["-v", "-p", &port, "-n", &host, "-r", "_print,_universal", "-k", "-d", &jobs];
         arguments.extend(["-K", &keys]);
         arguments.extend(["-f", "application/pdf,image/urf,image/pwg-raster,application/octet-stream"]);
         if self.pace == Pace::Quick {
