@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::watch::seen;
 use super::{Home, assert_well};
 use crate::lan::{Pace, Printer};
-use crate::vm::rig::{soon, until};
+use crate::vm::rig::{SOON, soon, until};
 
 const IPP: &str = "_ipp._tcp";
 
@@ -13,25 +13,50 @@ const IPP: &str = "_ipp._tcp";
 async fn two_printers_of_one_name_are_two_in_the_guest() {
     let mut home = Box::pin(Home::new()).await;
     home.discover(&["--discover"]).await;
-    let one = Printer::announced(&home.lan, "printer", "Printer", Pace::Quick).await;
+    let one = Printer::announced(&home.lan, "one", "Printer", Pace::Quick).await;
     home.finds(IPP, "Printer").await;
-    let other = Printer::announced(&home.lan, "printer", "Printer", Pace::Quick).await;
+    let other = Printer::announced(&home.lan, "other", "Printer", Pace::Quick).await;
     let both = until("both printers", || async {
         let seen = seen(&home.guest.machine, IPP).await;
         (seen.len() == 2).then_some(seen)
     })
     .await;
-    println!("{both:#?}");
+    let names: BTreeSet<_> = both.iter().map(|seen| &seen.name).collect();
     let places: BTreeSet<_> = both.iter().map(|seen| &seen.address).collect();
-    let hosts: BTreeSet<_> = both.iter().map(|seen| &seen.host).collect();
-    assert_eq!((places.len(), hosts.len()), (2, 2));
-    let mut reached = BTreeSet::new();
-    for seen in &both {
+    assert_eq!((names.len(), places.len()), (2, 2), "{both:#?}");
+    for (printer, host) in [(&one, "one.local"), (&other, "other.local")] {
+        let seen = both.iter().find(|seen| seen.host == host).unwrap();
         soon("a connection", home.guest.machine.connect(seen.at())).await.unwrap();
         let opened = home.connect.as_mut().unwrap().event("opened").await;
-        reached.insert(opened["address"].as_str().unwrap().to_owned());
+        assert_eq!(opened["address"], printer.address().to_string());
     }
-    assert_eq!(reached, BTreeSet::from([one.address().to_string(), other.address().to_string()]));
+    assert_well(&mut home);
+}
+
+/// ippeveprinter makes its UUID of its names, so that a second one of the same names claims to be the first.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_claims_to_be_another_is_held_back() {
+    let mut home = Box::pin(Home::new()).await;
+    home.discover(&["--discover"]).await;
+    let mut watch = home.watch(IPP).await;
+    let mut one = Printer::announced(&home.lan, "printer", "Printer", Pace::Quick).await;
+    let first = watch.comes("Printer").await;
+    let _twin = Printer::announced(&home.lan, "printer", "Printer", Pace::Quick).await;
+    let connect = home.connect.as_mut().unwrap();
+    let twin = connect.event_where("discovered", |event| event["standing"] == "impostor").await;
+    assert_eq!(
+        (&twin["claims"], &twin["host"]),
+        (&format!("uuid:{}", first.value("UUID").unwrap()).into(), &"printer-2.local".into())
+    );
+    let seen_now = seen(&home.guest.machine, IPP).await;
+    assert_eq!(seen_now, BTreeSet::from([first]));
+
+    // When the first is gone, the other is still not taken for it.
+    one.leave("-TERM").await;
+    let connect = home.connect.as_mut().unwrap();
+    connect.event_where("discovered", |event| event["standing"] == "moved").await;
+    watch.goes("Printer", SOON).await;
+    assert_eq!(seen(&home.guest.machine, IPP).await, BTreeSet::new());
     assert_well(&mut home);
 }
 
@@ -48,12 +73,14 @@ async fn what_the_guest_is_called_itself_stays_its_own() {
         seen(&home.guest.machine, IPP).await.into_iter().find(|seen| seen.port == 631)
     })
     .await;
-    println!("{theirs:?}");
     assert!(theirs.is_virtual() && theirs.host != "guest.local" && theirs.name != "Office", "{theirs:?}");
     let both = seen(&home.guest.machine, IPP).await;
     let own = both.iter().find(|seen| seen.port == 8631).expect("the guest's own is gone");
     assert_eq!((&*own.name, &*own.host, own.value("rp")), ("Office", "guest.local", Some("mine")));
     assert_ne!(own.address, theirs.address);
-    soon("a connection", home.guest.machine.connect(theirs.at())).await.unwrap();
+    let link = format!("https://{}:631/", theirs.host);
+    assert_eq!(theirs.value("adminurl"), Some(&*link), "a link to the guest itself");
+    let uri = format!("ipp://{}:631/ipp/print", theirs.host);
+    home.guest.machine.run(&["ipptool", "-t", &uri, "get-printer-attributes.test"]).await;
     assert_well(&mut home);
 }
