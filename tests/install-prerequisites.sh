@@ -7,7 +7,7 @@ packages="
 	qemu-system-x86 linux-image-cloud-amd64 busybox-static
 	xvfb virt-viewer spice-client-gtk xdotool gstreamer1.0-plugins-base
 	cups cups-client cups-daemon cups-filters cups-ipp-utils poppler-utils
-	avahi-daemon avahi-utils libnss-mdns dbus snmpd bind9-dnsutils
+	avahi-daemon avahi-utils libnss-mdns dbus snmpd bind9-dnsutils dnsmasq-base
 	tshark procps systemd iproute2
 	openssl tinyproxy-bin sasl2-bin libsasl2-modules
 	g++ make perl pkg-config libssl-dev libspice-client-glib-2.0-dev

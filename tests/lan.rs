@@ -23,7 +23,7 @@ mod tap;
 
 pub(crate) use desk::Desk;
 pub(crate) use guest::Guest;
-pub(crate) use machine::Machine;
-pub(crate) use network::Lan;
+pub(crate) use machine::{Machine, signal};
+pub(crate) use network::{Lan, address};
 pub(crate) use printer::{Pace, Printer};
 pub(crate) use sink::Sink;

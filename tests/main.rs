@@ -4,6 +4,7 @@
 
 mod bridge;
 mod captures;
+mod discovered;
 mod dns;
 mod dump;
 mod dump_memory;

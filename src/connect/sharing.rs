@@ -142,10 +142,11 @@ pub(crate) async fn changed(status: &mut Option<watch::Receiver<Status>>) -> Opt
     Some(status.borrow_and_update().clone())
 }
 
-/// What was said of sources that fail: once each, until they work.
+/// What was said of sources that fail and of devices that are too many: once each, until that is over.
 #[derive(Default)]
 pub(crate) struct Complaints {
     said: std::collections::BTreeMap<client_glue::discover::Source, String>,
+    too_many: bool,
 }
 
 impl Complaints {
@@ -163,6 +164,14 @@ impl Complaints {
                     }
                 }
                 SourceState::Starting | SourceState::Looking => {}
+            }
+        }
+        let left_out = status.left_out.devices;
+        if std::mem::replace(&mut self.too_many, left_out > 0) != self.too_many {
+            if self.too_many {
+                warn!(left_out, "there are more devices than are kept: those that came last are not shared");
+            } else {
+                info!("there are no more devices than are kept");
             }
         }
     }

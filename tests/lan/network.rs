@@ -18,6 +18,12 @@ pub(crate) fn addresses(number: u8) -> [IpAddr; 2] {
     [Ipv4Addr::new(192, 168, 7, number).into(), Ipv6Addr::new(0xfd07, 0, 0, 0, 0, 0, 0, number.into()).into()]
 }
 
+/// The first of them.
+pub(crate) fn address(number: u8) -> IpAddr {
+    let [v4, _] = addresses(number);
+    v4
+}
+
 impl Lan {
     pub(crate) async fn new() -> Self {
         let switch = Machine::boot("switch", "").await;
@@ -41,7 +47,7 @@ impl Lan {
         assert!(made.await.unwrap().success(), "a cable cannot be made: tests/install-prerequisites.sh");
         self.switch.sh(&format!("ip link set {port} master br0 up")).await;
         let [v4, v6] = addresses(number);
-        machine.sh(&format!("ip address add {v4}/24 dev eth0")).await;
+        machine.sh(&format!("ip address add {v4}/24 brd + dev eth0")).await;
         machine.sh(&format!("ip address add {v6}/64 dev eth0")).await;
         machine.sh("ip link set eth0 up").await;
     }

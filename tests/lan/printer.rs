@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use openssl::sha::Sha256;
 
-use super::machine::pid_of;
+use super::machine::{pid_of, signal};
 use super::network::addresses;
 use super::{Lan, Machine};
-use crate::vm::rig::{Program, until};
+use crate::vm::rig::{Program, soon, until};
 
 /// How long a job takes once it has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -61,7 +61,9 @@ impl Printer {
         let hosts: String = addresses(number).iter().map(|ip| format!("{ip} {host}.local\n")).collect();
         let machine = Machine::boot("printer", &hosts).await;
         lan.plug(&machine, number).await;
-        std::fs::create_dir(machine.path("jobs")).unwrap();
+        for directory in ["jobs", "keys"] {
+            std::fs::create_dir(machine.path(directory)).unwrap();
+        }
         // ippeveprinter needs avahi even where nobody hears of it.
         let announcing = Some(machine.announce(host).await);
         if !announced {
@@ -81,10 +83,13 @@ impl Printer {
     }
 
     pub(crate) async fn switch_on(&mut self) {
-        let (jobs, port) = (self.machine.path("jobs").display().to_string(), PORT.to_string());
+        let path = |name: &str| self.machine.path(name).display().to_string();
+        // Without a place for its key it advertises a TLS that it cannot speak.
+        let (jobs, keys, port) = (path("jobs"), path("keys"), PORT.to_string());
         let host = format!("{}.local", self.host);
         let mut arguments =
             vec!["-v", "-p", &port, "-n", &host, "-r", "_print,_universal", "-k", "-d", &jobs];
+        arguments.extend(["-K", &keys]);
         arguments.extend(["-f", "application/pdf,image/urf,image/pwg-raster,application/octet-stream"]);
         // By itself it takes five to fifteen, by chance.
         let command = self.machine.path("print");
@@ -102,6 +107,14 @@ impl Printer {
     pub(crate) async fn switch_off(&mut self) {
         if let Some(running) = self.running.take() {
             running.kill().await;
+        }
+    }
+
+    /// Ends its program by this signal. Its avahi stays, and says goodbye for it.
+    pub(crate) async fn leave(&mut self, name: &str) {
+        if let Some(mut running) = self.running.take() {
+            signal(&running, name).await;
+            soon("the printer to end", running.ended()).await;
         }
     }
 

@@ -37,13 +37,13 @@ pub(crate) fn pdf(pages: usize, title: &str) -> Vec<u8> {
 }
 
 /// A label as label printers take them.
-pub(super) fn zpl(number: usize) -> Vec<u8> {
+pub(crate) fn zpl(number: usize) -> Vec<u8> {
     format!("^XA\n^FO50,50^ADN,36,20^FDLabel {number}^FS\n^FO50,120^BCN,100,Y,N,N^FD{number:012}^FS\n^XZ\n")
         .into_bytes()
 }
 
 /// Bytes without any order, the same for the same seed; but for the first few, since ippeveprinter wants to see a type that it knows.
-pub(super) fn noise(length: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = sha256(&seed.to_be_bytes());
     let mut bytes = b"%PDF-1.4\n".to_vec();
     bytes.reserve(length + state.len());
@@ -56,7 +56,7 @@ pub(super) fn noise(length: usize, seed: u64) -> Vec<u8> {
 }
 
 /// Writes so many megabytes, of which no two are the same, and gives their hash.
-pub(super) async fn pour(mut into: impl AsyncWrite + Unpin, megabytes: u32) -> [u8; 32] {
+pub(crate) async fn pour(mut into: impl AsyncWrite + Unpin, megabytes: u32) -> [u8; 32] {
     let (mut block, mut hash) = (noise(1_000_000, 500), Sha256::new());
     for number in 0..megabytes {
         block[100..104].copy_from_slice(&number.to_be_bytes());

@@ -119,9 +119,18 @@ impl Program {
 
     /// The next JSON object with this `event`.
     pub(crate) async fn event(&mut self, event: &str) -> serde_json::Value {
+        self.event_where(event, |_| true).await
+    }
+
+    /// The next JSON object with this `event` that is right.
+    pub(crate) async fn event_where(
+        &mut self,
+        event: &str,
+        right: impl Fn(&serde_json::Value) -> bool,
+    ) -> serde_json::Value {
         self.line(event, |line| {
             let value: serde_json::Value = serde_json::from_str(line).ok()?;
-            (value["event"] == event).then_some(value)
+            (value["event"] == event && right(&value)).then_some(value)
         })
         .await
     }
@@ -138,6 +147,11 @@ impl Program {
         let said = self.said.lock().unwrap();
         let lines: Vec<_> = said.lines().rev().take(40).collect();
         lines.into_iter().rev().fold(String::new(), |text, line| text + "  " + line + "\n")
+    }
+
+    /// All it said.
+    pub(crate) fn everything(&self) -> String {
+        self.said.lock().unwrap().clone()
     }
 
     /// What it warned of.

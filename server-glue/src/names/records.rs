@@ -11,7 +11,7 @@ use hickory_proto::rr::rdata::{A, NULL, PTR, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use spice_proto::service_info::{Label, ServiceType, Txt};
 
-use super::zone::{Instance, Zone};
+use super::zone::{Instance, LOCAL, Zone};
 
 /// Seconds for which what names a host may be kept (RFC 6762, section 10).
 pub(crate) const HOST_TTL: u32 = 120;
@@ -95,13 +95,12 @@ impl Records {
         }
         let mut kinds = BTreeSet::new();
         for (at, service) in zone.services() {
-            let Some(target) =
-                zone.host(at.ip()).and_then(|host| name(host.name().split('.'), &origin.targets))
-            else {
-                continue;
-            };
+            let Some(host) = zone.host(at.ip()) else { continue };
+            let Some(target) = name(host.name().split('.'), &origin.targets) else { continue };
+            let renamed = service.local_name().filter(|own| !own.eq_ignore_ascii_case(host.name()));
+            let renamed = renamed.map(|own| (own, host.name()));
             for instance in service.instances() {
-                records.add_instance(origin, at, instance, &target);
+                records.add_instance(origin, at, instance, &target, renamed);
                 kinds.insert(instance.kind());
             }
         }
@@ -172,13 +171,25 @@ impl Records {
         self.deny(origin, &owner, &back, &[RecordType::PTR]);
     }
 
-    fn add_instance(&mut self, origin: &Origin, at: SocketAddr, instance: &Instance, target: &Name) {
+    /// Of a host that has another name here than at home, if it is `renamed`.
+    fn add_instance(
+        &mut self,
+        origin: &Origin,
+        at: SocketAddr,
+        instance: &Instance,
+        target: &Name,
+        renamed: Option<(&str, &str)>,
+    ) {
         let Some(kind) = name(instance.kind().as_str().split('.'), &origin.domain) else { return };
         let Some(full) = name([instance.name().as_str()], &kind) else { return };
         let owner = Owner::Instance(at, instance.kind().clone(), instance.name().clone());
         let srv = SRV::new(0, 0, instance.port(at.port()), target.clone());
         self.add(&owner, true, Record::from_rdata(full.clone(), HOST_TTL, RData::SRV(srv)));
-        self.add(&owner, true, Record::from_rdata(full.clone(), OTHER_TTL, RData::TXT(txt(instance.txt()))));
+        self.add(
+            &owner,
+            true,
+            Record::from_rdata(full.clone(), OTHER_TTL, RData::TXT(txt(instance.txt(), renamed))),
+        );
         self.deny(origin, &owner, &full, &[RecordType::TXT, RecordType::SRV]);
         let mut parents = vec![kind.clone()];
         for subtype in instance.subtypes() {
@@ -241,13 +252,30 @@ pub(crate) fn name<'a>(labels: impl IntoIterator<Item = &'a str>, domain: &Name)
     name.append_domain(domain).ok().filter(|name| name.len() < 255)
 }
 
-fn txt(txt: &Txt) -> TXT {
+/// Links to the host go where its name goes: by the old one they would lead to whoever has that here.
+fn txt(txt: &Txt, renamed: Option<(&str, &str)>) -> TXT {
+    let value = |value: &str| renamed.and_then(|(from, to)| relink(value, from, to));
     let strings: Vec<String> = txt
         .entries()
-        .map(|(key, value)| value.map_or_else(|| key.to_owned(), |value| format!("{key}={value}")))
+        .map(|(key, given)| {
+            given.map_or_else(
+                || key.to_owned(),
+                |given| format!("{key}={}", value(given).as_deref().unwrap_or(given)),
+            )
+        })
+        .filter(|entry| entry.len() <= usize::from(u8::MAX))
         .collect();
     // No record is empty (RFC 6763, section 6.1).
     TXT::new(if strings.is_empty() { vec![String::new()] } else { strings })
+}
+
+/// A link to `from.local` as one to `to.local`; `None`: it is none.
+fn relink(value: &str, from: &str, to: &str) -> Option<String> {
+    let (scheme, rest) = value.split_once("://")?;
+    let (host, rest) = rest.split_at(rest.find([':', '/', '?', '#']).unwrap_or(rest.len()));
+    let own = host.get(..host.len().checked_sub(LOCAL.len())?)?;
+    let is_own = own.eq_ignore_ascii_case(from) && host.get(own.len()..)?.eq_ignore_ascii_case(LOCAL);
+    is_own.then(|| format!("{scheme}://{to}{LOCAL}{rest}"))
 }
 
 /// The data of an NSEC record in multicast DNS' restricted form: its own name, and one block of types below 256.

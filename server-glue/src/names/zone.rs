@@ -94,6 +94,12 @@ impl Service {
         self.number
     }
 
+    /// What its host is called by multicast DNS on the user's side, without the domain.
+    pub(crate) fn local_name(&self) -> Option<&str> {
+        let host = self.info.as_ref()?.host().filter(|host| host.is_local())?.as_str();
+        host.get(..host.len() - LOCAL.len())
+    }
+
     /// What its device is called on the user's side, where that may be a name of unicast DNS: what it says of itself, or, of one that says
     /// nothing, what its user called it. A device that was found has the latter from the network, so it does not count then.
     pub(crate) fn host_at_home(&self) -> Option<&str> {
@@ -353,14 +359,11 @@ impl Zone {
     /// What the device at `address` wants to be called: the first of its services that knows decides.
     fn base_of(&self, address: IpAddr) -> Option<String> {
         let own = |service: &Service| {
-            let host = service.info.as_ref()?.host()?;
-            let name =
-                if host.is_local() { host.as_str().get(..host.as_str().len() - LOCAL.len()) } else { None };
             // Room for a number, and for a domain. An underscore in front is for services' names, which are nobody's.
             let fits = |name: &&str| {
                 name.len() <= MAX_HOST / 2 && !name.split('.').any(|label| label.starts_with('_'))
             };
-            name.filter(fits).map(str::to_owned)
+            service.local_name().filter(fits).map(str::to_owned)
         };
         let told = self.at(address).filter_map(|service| Some((service.number, own(service)?))).min();
         let made = || self.at(address).map(|service| (service.number, host_label(&service.device))).min();
@@ -368,7 +371,7 @@ impl Zone {
     }
 }
 
-const LOCAL: &str = ".local";
+pub(super) const LOCAL: &str = ".local";
 
 /// DNS compares names so (RFC 4343; RFC 6762, section 16).
 fn is_same(one: &str, other: &str) -> bool {

@@ -66,6 +66,50 @@ fn multicast_tells_of_hosts_types_and_instances() {
 }
 
 #[test]
+fn links_to_a_host_follow_its_name() {
+    let mut txt = Txt::default();
+    for (key, value) in [
+        ("adminurl", "https://PRINTER.local:631/admin"),
+        ("more", "http://printer.local"),
+        ("other", "http://printer.local.example/"),
+        ("longer", "http://my-printer.local/"),
+        ("note", "printer.local"),
+    ] {
+        txt.push(key, Some(value)).unwrap();
+    }
+    let longest = format!("http://printer.local/{}", "x".repeat(255 - "long=http://printer.local/".len()));
+    txt.push("long", Some(&longest)).unwrap();
+    let advert = Advert {
+        kind: ServiceType::new("_ipp._tcp").unwrap(),
+        instance: Label::new("Office").unwrap(),
+        subtypes: Vec::new(),
+        txt,
+    };
+    let info = ServiceInfo::new(None, Some(HostName::new("printer.local").unwrap()), vec![advert]).unwrap();
+    let mut zone = Zone::new();
+    zone.publish((PRINTER, 631).into(), "Office", Some(&info));
+    let said = |zone: &Zone| -> Vec<String> {
+        let records = Records::of(zone, &Origin::multicast());
+        let Found::Records(found) = records.lookup(&n("Office._ipp._tcp.local."), RecordType::TXT) else {
+            panic!()
+        };
+        let RData::TXT(txt) = &found[0].data else { panic!() };
+        txt.txt_data.iter().map(|entry| String::from_utf8(entry.to_vec()).unwrap()).collect()
+    };
+    let before = said(&zone);
+    assert_eq!((before.len(), &*before[0]), (6, "adminurl=https://PRINTER.local:631/admin"));
+    zone.rename_host(PRINTER);
+    let after = [
+        "adminurl=https://printer-2.local:631/admin",
+        "more=http://printer-2.local",
+        "other=http://printer.local.example/",
+        "longer=http://my-printer.local/",
+        "note=printer.local",
+    ];
+    assert_eq!(said(&zone), after, "what does not fit any more is left out");
+}
+
+#[test]
 fn multicast_says_what_there_is_not() {
     let records = Records::of(&zone(), &Origin::multicast());
     assert_eq!(look(&records, "printer.local.", RecordType::AAAA), ["no data"]);
