@@ -148,7 +148,10 @@ impl Nic {
     /// # Errors
     /// `listen:` the path is taken, or the system refuses it; a socket that a dead process left there is replaced. `tap:` the device
     /// cannot be had, or takes no packets of 576 octets.
-    #[cfg_attr(not(feature = "tap"), expect(unused_variables, reason = "TAP devices alone have to be told"))]
+    #[cfg_attr(
+        not(feature = "tap"),
+        expect(unused_variables, reason = "QEMU's sockets carry packets of any size")
+    )]
     pub async fn open(spec: &NicSpec, mtu: u16) -> Result<Nic, NicError> {
         Ok(match spec {
             NicSpec::Listen(path) => Nic::over(StreamCard::listen(path).await?),

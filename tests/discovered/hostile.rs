@@ -91,7 +91,7 @@ impl Liar {
         if let Some(saying) = self.saying.take() {
             saying.abort();
         }
-        let socket = self.machine.within(|| shared_port()).unwrap();
+        let socket = self.machine.within(shared_port).unwrap();
         socket.set_nonblocking(true).unwrap();
         // To the card that it has, as there is no route.
         let at = self.at;
