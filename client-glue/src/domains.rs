@@ -9,7 +9,7 @@
 //! What the guest may make us hold is bounded: so many names are alive, and of those that were not asked for lately and have
 //! no open connection, the one asked for longest ago makes room. Idle names are taken back, gently.
 //!
-//! [`Desk`] decides, without I/O and with the time as an argument; [`serve`] looks names up for it.
+//! `Desk` decides, without I/O and with the time as an argument; [`serve`] looks names up for it.
 
 use std::{
     collections::BTreeMap,

@@ -2,7 +2,7 @@
 //!
 //! # One printer, one identity
 //!
-//! A printer's virtual address is a hash of its [identity](identity), so the identity must not depend on which source was faster today.
+//! A printer's virtual address is a hash of its identity, so the identity must not depend on which source was faster today.
 //! Two things see to that. A device is held back until its sightings had time to come together: [`SETTLE`] if it has the best identity there
 //! is, a service's UUID, and [`PATIENCE`] else, or longer while DNS-SD, which tells UUIDs, has not looked round once. And what it was given
 //! then stays for as long as the device lives, whatever becomes known later; all its other identities are remembered, so that it is
