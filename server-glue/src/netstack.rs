@@ -342,7 +342,6 @@ impl Netstack {
     }
 
     /// What is published at this address and port has a name now, and may say something of itself, by which the guest finds it.
-    /// See names.
     pub fn name(&mut self, now: Instant, at: SocketAddr, device: &str, info: Option<&ServiceInfo>) {
         self.names.publish(now, at, device, info);
     }
