@@ -158,14 +158,13 @@ pub async fn run(mut args: ServeArgs, shutdown: CancellationToken) -> Result<(),
     if args.check.check {
         return check::run(args).await;
     }
-    let mut net = net_config(&args)?;
+    let net = net_config(&args)?;
     let book = open_book(&args, &net)?;
     let backend = backend(&args)?;
     let mut recorders =
         Recorders::start(args.capture.as_deref(), args.capture_nic.as_deref(), &args.rotation)?;
     let certificate = args.entrance.certificate().map_err(Error::Certificate)?;
     let nic = args.nic.open(&mut args.inherited, net.mtu).await?;
-    net.mtu = nic.mtu().map_or(net.mtu, |largest| largest.min(net.mtu));
     let acceptor = certificate.as_ref().map(Certificate::acceptor);
     let listeners = args.entrance.open(&mut args.inherited, acceptor.as_ref()).await?;
     for listener in &listeners {
@@ -277,7 +276,11 @@ impl Server {
             max_sockets: parts.max_connections,
             ..tunnel_channel::Config::default()
         });
-        let net = parts.presence.net(NetConfig { max_flows: parts.max_connections.into(), ..parts.net });
+        let net = parts.presence.net(NetConfig {
+            mtu: parts.nic.mtu(parts.net.mtu),
+            max_flows: parts.max_connections.into(),
+            ..parts.net
+        });
         if let Some(links) = parts.capture {
             tunnels = recorded(tunnels, links);
         }

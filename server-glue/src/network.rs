@@ -113,6 +113,7 @@ pub fn network(
     // A connection that has waited for its tunnel may still take as long to be opened as any.
     net.connect_deadline = net.connect_deadline.saturating_add(away.wait.unwrap_or_default());
     net.max_flows = net.max_flows.min(channel.max_sockets.into());
+    net.mtu = nic.mtu(net.mtu);
     let mut book = AddressBook::new(&network_id, net.subnet, net.reserved());
     if let Some(path) = &lease_file {
         match std::fs::read_to_string(path) {

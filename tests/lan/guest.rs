@@ -85,9 +85,10 @@ impl Guest {
         self.machine.run(&["lpadmin", "-p", name, "-E", "-v", device, "-m", model]).await;
         if model == "everywhere" {
             // cupsd asks the printer in a thread of its own, beside which other requests do not do well.
-            let available = format!("Printer \"{name}\" is now available.");
+            let uri = format!("ipp://localhost/printers/{name}");
             until("CUPS to know the printer", || async {
-                self.cups_log().contains(&available).then_some(())
+                let said = self.ask(&["ipptool", "-tv", &uri, "get-printer-attributes.test"]).await?;
+                said.contains("IPP Everywhere").then_some(())
             })
             .await;
         }
