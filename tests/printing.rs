@@ -36,8 +36,12 @@ const OTHER: &str = "other";
 impl Office {
     async fn open(pace: Pace) -> Self {
         let lan = Lan::new().await;
-        let (printer, mut desk, mut guest) =
-            tokio::join!(Printer::silent(&lan, "office", pace), Desk::new(&lan), Guest::boot(&[]));
+        // Boxed: together they are more than a thread's stack should hold.
+        let (printer, mut desk, mut guest) = tokio::join!(
+            Box::pin(Printer::silent(&lan, "office", pace)),
+            Box::pin(Desk::new(&lan)),
+            Box::pin(Guest::boot(&[]))
+        );
         let sink = Sink::start(&printer.machine, printer.at(9100));
         let other = Sink::start(&printer.machine, printer.at(9101));
         let mapped = desk.share(&guest, &[printer.address(), sink.address, other.address], &[]).await;

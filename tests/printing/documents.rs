@@ -30,7 +30,7 @@ pub(crate) fn pdf(pages: usize, title: &str) -> Vec<u8> {
     let count = offsets.len() + 1;
     write!(text, "xref\n0 {count}\n0000000000 65535 f \n").unwrap();
     for offset in &offsets {
-        write!(text, "{offset:010} 00000 n \n").unwrap();
+        writeln!(text, "{offset:010} 00000 n ").unwrap();
     }
     write!(text, "trailer\n<< /Size {count} /Root 1 0 R >>\nstartxref\n{xref}\n%%EOF\n").unwrap();
     text.into_bytes()
