@@ -36,6 +36,7 @@ const OTHER: &str = "other";
 impl Office {
     async fn open(pace: Pace) -> Self {
         let lan = Lan::new().await;
+        // Boxed: together they are more than a thread's stack should hold.
         let (printer, mut desk, mut guest) = tokio::join!(
             Box::pin(Printer::silent(&lan, "office", pace)),
             Box::pin(Desk::new(&lan)),
