@@ -3,6 +3,7 @@
 //! configures anything.
 
 mod chosen;
+mod circle;
 mod collisions;
 mod comings;
 mod found;

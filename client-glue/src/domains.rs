@@ -27,7 +27,7 @@ use crate::{
     book::check_domain,
     offer::{DeviceKey, Offer, is_own},
     question::{Answer, NameQuery, Question, Questions},
-    resolve::{NoAddress, Resolver},
+    resolve::{NoAddress, Resolver, is_virtual},
     share::{Host, Share, ShareError, ShareId},
 };
 
@@ -325,14 +325,6 @@ fn objection(addresses: &[IpAddr]) -> Option<&'static str> {
         return Some("it leads into the network that guests of a tunnel are in");
     }
     addresses.is_empty().then_some("it has no address")
-}
-
-/// In 198.18.0.0/15, where virtual networks are unless they were put elsewhere (RFC 2544).
-fn is_virtual(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => matches!(address.octets(), [198, 18 | 19, ..]),
-        IpAddr::V6(_) => false,
-    }
 }
 
 fn clamp(ttl: Duration) -> Duration {

@@ -113,6 +113,14 @@ impl fmt::Display for Class {
     }
 }
 
+/// In 198.18.0.0/15, where virtual networks are unless they were put elsewhere (RFC 2544): what is there came out of a tunnel.
+pub(crate) fn is_virtual(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => matches!(address.octets(), [198, 18 | 19, ..]),
+        IpAddr::V6(_) => false,
+    }
+}
+
 /// Why a name has no address.
 #[derive(Debug)]
 pub(crate) enum NoAddress {

@@ -7,6 +7,8 @@ use std::{
 
 use thiserror::Error;
 
+use crate::resolve::is_virtual;
+
 /// Interfaces of virtual machines and containers, by how their names begin: their networks are not the user's, and the guest
 /// itself may be behind one of them.
 const VIRTUAL: [&str; 10] =
@@ -21,7 +23,7 @@ const MAX_INTERFACES: usize = 64;
 pub struct InterfaceError(#[from] std::io::Error);
 
 /// Which interfaces are looked on. By default all that are up and are neither loopback, point to point (VPN), nor named like those of virtual
-/// machines and containers.
+/// machines and containers, nor in the network of a tunnel's guests, as this machine's are where it is such a guest itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InterfaceFilter {
     /// Just these, by name, whatever they are; loopback alone never. Empty: the default.
@@ -94,7 +96,9 @@ impl InterfaceFilter {
         if !self.only.is_empty() {
             return named(&self.only);
         }
-        !interface.is_p2p() && !VIRTUAL.iter().any(|start| interface.name.starts_with(start))
+        !interface.is_p2p()
+            && !is_virtual(interface.ip())
+            && !VIRTUAL.iter().any(|start| interface.name.starts_with(start))
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     discover::{MAX_ADDRESSES, Sighting, Source, interfaces::Network},
-    resolve::Class,
+    resolve::{Class, is_virtual},
 };
 
 /// The machine's own addresses and the networks that it is in.
@@ -24,7 +24,8 @@ impl Surroundings {
     ///
     /// A device in the network can say what it likes. So an address of the internet has to be in one of our networks, unless a domain
     /// that the user chose names it: else a printer could stand for any host in the world. Private addresses of other networks are taken:
-    /// many companies reflect multicast DNS between theirs. This machine's own addresses belong to its own services alone.
+    /// many companies reflect multicast DNS between theirs. This machine's own addresses belong to its own services alone, and
+    /// what a tunnel made of a device elsewhere does not go into one again.
     pub(super) fn addresses(&self, sighting: &Sighting) -> Vec<IpAddr> {
         let mut good: Vec<IpAddr> =
             sighting.addresses.iter().copied().filter(|address| self.allows(sighting, *address)).collect();
@@ -42,6 +43,7 @@ impl Surroundings {
         let anywhere = sighting.key.source == Source::UnicastDnsSd;
         class == Class::Unicast
             && !self.own.contains(&address)
+            && !is_virtual(address)
             && (anywhere || is_private(address) || self.is_near(address))
     }
 
@@ -100,6 +102,9 @@ mod tests {
         let given = ["127.0.0.1", "::1", "192.168.1.2", "169.254.1.1", "fe80::1", "0.0.0.0", "224.0.0.1"];
         for source in [Source::DnsSd, Source::UnicastDnsSd, Source::Snmp] {
             assert_eq!(allowed(source, &given), [] as [&str; 0]);
+        }
+        for source in [Source::DnsSd, Source::UnicastDnsSd] {
+            assert_eq!(allowed(source, &["198.18.7.9", "198.19.0.1"]), [] as [&str; 0], "out of a tunnel");
         }
         assert_eq!(allowed(Source::Local, &["192.168.1.9", "127.0.0.1", "::1"]), ["127.0.0.1", "::1"]);
     }
