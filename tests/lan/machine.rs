@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Once;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
@@ -15,6 +16,8 @@ use crate::vm::rig::{Program, soon, until};
 
 /// The files of `/etc` that a machine has of its own.
 const NSSWITCH: &str = "passwd: files\ngroup: files\nhosts: files mdns4_minimal [NOTFOUND=return] dns\n";
+/// What the directories of machines begin with; behind it is the process that made them.
+const PREFIX: &str = "spice-tunnel-lab-";
 const BUS: &str = include_str!("bus.conf");
 
 /// See the module above.
@@ -35,7 +38,10 @@ impl Machine {
             "this test makes network devices and runs CUPS: it needs root, or what \
              `unshare --user --map-root-user --map-auto --net` makes of a user"
         );
-        let dir = tempfile::tempdir().unwrap();
+        static DEAD_RUNS: Once = Once::new();
+        DEAD_RUNS.call_once(remove_what_dead_runs_left);
+        let prefix = format!("{PREFIX}{}-", std::process::id());
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir().unwrap();
         let write = |path: &str, text: &str| {
             let path = dir.path().join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -112,8 +118,10 @@ impl Machine {
 
     /// A command in here, which ends with whoever starts it.
     pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
+        // nsenter stops as what it started is stopped, and would then outlive us: nothing could end the machine.
+        let mut command = Command::new("setpriv");
         command
+            .args(["--pdeathsig", "KILL", "--", "nsenter"])
             .args(["--target", &self.pid.to_string(), "--net", "--mount", "--uts", "--pid", "--"])
             .args(["setpriv", "--pdeathsig", "KILL", "--"])
             .arg(program)
@@ -215,6 +223,19 @@ pub(crate) fn pid_of(program: &Program) -> u32 {
 pub(crate) async fn signal(program: &Program, name: &str) {
     let sent = Command::new("kill").args([name, &pid_of(program).to_string()]).status().await.unwrap();
     assert!(sent.success(), "kill {name}");
+}
+
+/// Directories of runs that were killed: nothing else of them stays.
+fn remove_what_dead_runs_left() {
+    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let run =
+            name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next()?.parse::<u32>().ok());
+        if run.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            // Another run may be at it as well.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 fn only_child(pid: u32) -> Option<u32> {
