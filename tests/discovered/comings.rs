@@ -81,7 +81,7 @@ async fn a_printer_comes_goes_and_comes_back_elsewhere() {
     assert_well(&mut home);
 }
 
-/// Both programs start anew, in turn.
+/// Both programs start anew, in turn, and `serve` with what it remembered or without.
 async fn restarts(lease_file: bool) {
     let directory = tempfile::tempdir().unwrap();
     let leases = directory.path().join("leases.json").display().to_string();
@@ -121,10 +121,5 @@ async fn restarts(lease_file: bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_restarts_everything_is_where_it_was() {
-    restarts(false).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn after_restarts_everything_is_where_it_was_with_a_lease_file() {
-    restarts(true).await;
+    tokio::join!(Box::pin(restarts(false)), Box::pin(restarts(true)));
 }
