@@ -148,10 +148,7 @@ impl Nic {
     /// # Errors
     /// `listen:` the path is taken, or the system refuses it; a socket that a dead process left there is replaced. `tap:` the device
     /// cannot be had, or takes no packets of 576 octets.
-    #[cfg_attr(
-        not(feature = "tap"),
-        expect(unused_variables, reason = "QEMU's sockets carry packets of any size")
-    )]
+    #[cfg_attr(not(feature = "tap"), expect(unused_variables, reason = "only TAP devices have an MTU"))]
     pub async fn open(spec: &NicSpec, mtu: u16) -> Result<Nic, NicError> {
         Ok(match spec {
             NicSpec::Listen(path) => Nic::over(StreamCard::listen(path).await?),
@@ -277,12 +274,12 @@ impl Nic {
         }
     }
 
-    /// Largest packet that the card itself takes, if it has a limit: the network should have no larger one.
-    pub fn mtu(&self) -> Option<u16> {
+    /// The largest packet for a network that would have it so large: a TAP device can have a limit of its own.
+    pub fn mtu(&self, wanted: u16) -> u16 {
         match &self.card {
-            Card::Stream(_) => None,
+            Card::Stream(_) => wanted,
             #[cfg(feature = "tap")]
-            Card::Tap(card) => Some(card.mtu()),
+            Card::Tap(card) => card.mtu().min(wanted),
         }
     }
 
