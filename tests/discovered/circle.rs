@@ -22,9 +22,6 @@ async fn what_comes_out_of_the_tunnel_does_not_go_in_again() {
     let events = connect.everything();
     let events = events.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let events: Vec<_> = events.filter(|event| event["event"] == "discovered").collect();
-    for event in &events {
-        println!("{} {} {} {}", event["name"], event["host"], event["addresses"], event["standing"]);
-    }
     let names: BTreeSet<&str> = events.iter().filter_map(|event| event["name"].as_str()).collect();
     assert_eq!(names, BTreeSet::from(["Office", "One", "Two"]));
     for event in &events {

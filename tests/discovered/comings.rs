@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::watch::seen;
 use super::{Home, assert_well, took};
-use crate::lan::{Pace, Printer, Sink};
-use crate::vm::rig::{SOON, soon};
+use crate::lan::{Pace, Printer, Sink, signal};
+use crate::vm::rig::{SOON, soon, until};
 
 const IPP: &str = "_ipp._tcp";
 
@@ -49,9 +50,20 @@ async fn a_printer_comes_goes_and_comes_back_elsewhere() {
     let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 9100));
     let _raw = Sink::start(&printer.machine, everywhere);
     let words = ["-s", "Late", "_pdl-datastream._tcp", "9100"];
-    let _announced = printer.machine.start("avahi-publish", "avahi-publish", &words);
+    let announced = printer.machine.start("avahi-publish", "avahi-publish", &words);
     let raw = home.finds("_pdl-datastream._tcp", "Late").await;
     assert_eq!(raw.address, first.address);
+    // It says something else of itself.
+    signal(&announced, "-TERM").await;
+    let words = [&words[..], &["note=Out of toner"]].concat();
+    let _announced = printer.machine.start("avahi-publish", "avahi-publish", &words);
+    until("what is new", || async {
+        let seen = seen(&home.guest.machine, "_pdl-datastream._tcp").await;
+        let seen = seen.into_iter().find(|seen| seen.value("note") == Some("Out of toner"))?;
+        assert_eq!(seen.address, first.address);
+        Some(())
+    })
+    .await;
 
     // One network only, so that a new lease is an address of which nothing was known.
     printer.machine.sh("ip -6 address flush dev eth0").await;
@@ -81,7 +93,7 @@ async fn a_printer_comes_goes_and_comes_back_elsewhere() {
     assert_well(&mut home);
 }
 
-/// Both programs start anew, in turn.
+/// Both programs start anew, in turn, and `serve` with what it remembered or without.
 async fn restarts(lease_file: bool) {
     let directory = tempfile::tempdir().unwrap();
     let leases = directory.path().join("leases.json").display().to_string();
@@ -121,10 +133,5 @@ async fn restarts(lease_file: bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_restarts_everything_is_where_it_was() {
-    restarts(false).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn after_restarts_everything_is_where_it_was_with_a_lease_file() {
-    restarts(true).await;
+    tokio::join!(Box::pin(restarts(false)), Box::pin(restarts(true)));
 }

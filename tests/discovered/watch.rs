@@ -2,15 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::time::timeout;
 
 use crate::lan::Machine;
-use crate::vm::rig::Program;
+use crate::vm::rig::{Program, soon};
 
-/// For avahi-browse to end by itself when it believes to have all.
-const PATIENCE: &str = "20";
+/// For avahi-browse to end by itself when it believes to have all. What goes while it looks closer holds it up.
+const PATIENCE: &str = "8";
 
 /// A service that was resolved.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,8 +60,32 @@ impl Seen {
 
 /// Everything of a type, over IPv4.
 pub(super) async fn seen(machine: &Machine, kind: &str) -> BTreeSet<Seen> {
-    let said = machine.run(&["timeout", PATIENCE, "avahi-browse", "-rtpk", kind]).await;
+    let said = browse(machine, "-rtpk", kind).await;
     said.lines().filter(|line| line.contains(";IPv4;")).filter_map(Seen::parse).collect()
+}
+
+/// The names of a type, over IPv4, whether there is more to be known of them or not.
+pub(super) async fn names(machine: &Machine, kind: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for line in browse(machine, "-tpk", kind).await.lines() {
+        let fields: Vec<&str> = line.split(';').collect();
+        if let ["+", _, "IPv4", name, ..] = fields[..] {
+            names.insert(unescape(name));
+        } else if let ["-", _, "IPv4", name, ..] = fields[..] {
+            names.remove(&unescape(name));
+        }
+    }
+    names
+}
+
+async fn browse(machine: &Machine, options: &str, kind: &str) -> String {
+    let mut command = machine.command("timeout");
+    command.args([PATIENCE, "avahi-browse", options, kind]).stdin(Stdio::null());
+    let output = soon("avahi-browse", command.output()).await.unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() || output.status.code() == Some(124), "avahi-browse: {complaint}");
+    said
 }
 
 /// What avahi-browse prints as it comes.

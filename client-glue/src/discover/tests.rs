@@ -6,7 +6,15 @@ use tokio::time::timeout;
 use super::*;
 
 fn nothing() -> DiscoverConfig {
-    DiscoverConfig { dns_sd: None, unicast_dns_sd: None, local: None, ..DiscoverConfig::default() }
+    DiscoverConfig {
+        dns_sd: None,
+        unicast_dns_sd: None,
+        snmp: None,
+        ssdp: None,
+        ws_discovery: None,
+        local: None,
+        ..DiscoverConfig::default()
+    }
 }
 
 fn seen(source: Source, address: &str) -> SourceEvent {
