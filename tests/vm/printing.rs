@@ -43,8 +43,9 @@ fn desktop(document: &[u8]) -> Tree {
     tree.write("/etc/hosts", "127.0.0.1 localhost guest\n::1 localhost\n");
     // As libnss-mdns leaves it.
     tree.write("/etc/nsswitch.conf", "hosts: files mdns4_minimal [NOTFOUND=return] dns\n");
-    // As cups-daemon makes it.
-    tree.write("/etc/cups/cupsd.conf", std::fs::read("/usr/share/cups/cupsd.conf.default").unwrap());
+    // As cups-daemon makes it, but for a log that says something.
+    let cupsd = std::fs::read_to_string("/usr/share/cups/cupsd.conf.default").unwrap();
+    tree.write("/etc/cups/cupsd.conf", cupsd.replace("LogLevel warn", "LogLevel debug"));
     tree.write(
         "/etc/cups/cups-files.conf",
         std::fs::read("/usr/share/cups/cups-files.conf.default").unwrap(),
@@ -167,7 +168,9 @@ async fn print(vm: &Vm, options: &str) {
     };
     let printed = printing.await;
     if let Err(error) = printed {
-        let why = run(vm, "lpstat -t; tail -n 60 /var/log/cups/error_log").await;
+        let ask = "timeout 10 lpstat -t; timeout 10 avahi-browse -rpt _ipps._tcp; ps; netstat -tn; \
+                   grep -vE 'PWGRaster|cupsdReadClient' /var/log/cups/error_log | tail -n 200";
+        let why = run(vm, ask).await;
         panic!("{error}\nthe guest's CUPS says:\n{why}");
     }
 }
