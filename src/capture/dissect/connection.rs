@@ -377,7 +377,11 @@ impl Connection {
                 self.know.layout = Some(terms.layout);
                 let form = terms.header;
                 self.say_linked(terms, out);
-                for (way, from) in [(other(client), Sender::Server), (client, Sender::Client)] {
+                let mut ways = [(other(client), Sender::Server), (client, Sender::Client)];
+                if link.client_first {
+                    ways.reverse();
+                }
+                for (way, from) in ways {
                     if matches!(self.half(way), Half::Link) {
                         *self.half(way) = Half::Data(Framer::new(from, form, None));
                         self.bytes(way, &link.take(from), out);

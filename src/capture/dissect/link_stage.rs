@@ -39,6 +39,8 @@ pub(super) struct LinkStage {
     /// Directions that lost their bytes in a hole: the other one no longer waits for them.
     client_lost: bool,
     server_lost: bool,
+    /// The client's first message came when the server's was still awaited.
+    pub(super) client_first: bool,
 }
 
 /// How far the link stage got.
@@ -119,6 +121,9 @@ impl LinkStage {
                 return Outcome::Over;
             }
             buffer.extend_from_slice(bytes);
+        }
+        if from == Sender::Client && self.server_at == ServerStep::FirstMessage && self.server.is_empty() {
+            self.client_first = true;
         }
         let outcome = self.run(know, out);
         if outcome != Outcome::Going || !self.waits(from) || self.buffer(from).len() <= ENOUGH {
