@@ -197,7 +197,7 @@ fn idle_memory(rounds: usize) -> f64 {
             net.handle_frame(now, &segment(port, 0x02, 1, 0, b""));
             let Some(NetEvent::Connect { flow, .. }) = net.poll_event() else { continue };
             net.accept(now, flow);
-            let answer = net.poll_transmit(now).map(<[u8]>::to_vec).unwrap_or_default();
+            let answer = net.poll_transmit(now).map(|frame| frame.to_vec()).unwrap_or_default();
             let seq = answer.get(38..42).and_then(|seq| seq.try_into().ok()).map_or(0, u32::from_be_bytes);
             net.handle_frame(now, &segment(port, 0x10, 2, seq.wrapping_add(1), b"GET / HTTP/1.1\r\n\r\n"));
             net.recv(now, flow, <[u8]>::len);

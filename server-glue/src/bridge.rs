@@ -34,6 +34,7 @@ use crate::address::AddressBook;
 pub use crate::away::AwayConfig;
 use crate::away::{Away, Due, Identity};
 use crate::netstack::{FlowId, NetEvent, Netstack};
+use crate::offload::{CardFrame, Offloads};
 
 use self::domains::Questions;
 
@@ -148,8 +149,9 @@ impl Bridge {
         }
     }
 
-    /// The guest's card is there: it gets to know what is there.
-    pub fn guest_came(&mut self, now: Instant) {
+    /// The guest's card is there, which can be left to do this: it gets to know what is there.
+    pub fn guest_came(&mut self, now: Instant, offloads: Offloads) {
+        self.netstack.set_offloads(offloads);
         self.netstack.link_came(now);
     }
 
@@ -159,7 +161,7 @@ impl Bridge {
     }
 
     /// An Ethernet frame from the guest's card.
-    pub fn handle_guest_frame(&mut self, now: Instant, frame: &[u8]) {
+    pub fn handle_guest_frame<'a>(&mut self, now: Instant, frame: impl Into<CardFrame<'a>>) {
         self.netstack.handle_frame(now, frame);
     }
 
@@ -239,7 +241,7 @@ impl Bridge {
     }
 
     /// The next Ethernet frame for the guest's card.
-    pub fn poll_guest_frame(&mut self, now: Instant) -> Option<&[u8]> {
+    pub fn poll_guest_frame(&mut self, now: Instant) -> Option<CardFrame<'_>> {
         self.netstack.poll_transmit(now)
     }
 

@@ -95,7 +95,7 @@ impl FrameSender {
             return Err(CardError::Length { got, longest });
         }
         self.flush().await?;
-        self.framer.put(frame);
+        self.framer.put(&[frame]);
         self.flush().await
     }
 

@@ -122,7 +122,7 @@ impl Stream {
     /// Takes all that comes, and acknowledges it. Gives the data, and the flags of all segments.
     fn receive(&mut self, script: &mut Script) -> (Vec<u8>, u8) {
         let (mut data, mut flags) = (Vec::new(), 0);
-        while let Some(frame) = script.net.poll_transmit(script.now).map(<[u8]>::to_vec) {
+        while let Some(frame) = script.net.poll_transmit(script.now).map(|frame| frame.to_vec()) {
             let segment = crate::script::read_tcp(&frame);
             flags |= segment.flags;
             if segment.data.is_empty() {
@@ -191,7 +191,7 @@ fn a_silent_connection_is_closed_and_one_that_does_not_close_is_broken() {
     assert!(data.is_empty() && flags & FIN != 0);
     script.pass(Duration::from_secs(10));
     let mut reset = false;
-    while let Some(frame) = script.net.poll_transmit(script.now).map(<[u8]>::to_vec) {
+    while let Some(frame) = script.net.poll_transmit(script.now).map(|frame| frame.to_vec()) {
         reset |= crate::script::read_tcp(&frame).flags & RST != 0;
     }
     assert!(reset);
@@ -242,7 +242,7 @@ fn who_does_not_read_answers_is_asked_to_wait() {
     for _ in 0..100_000 {
         script.send_tcp(to_dns(5000, tcp(PSH | ACK, next, stream.theirs).data(&question)));
         let mut acknowledged = false;
-        while let Some(frame) = script.net.poll_transmit(script.now).map(<[u8]>::to_vec) {
+        while let Some(frame) = script.net.poll_transmit(script.now).map(|frame| frame.to_vec()) {
             let segment = crate::script::read_tcp(&frame);
             acknowledged |= segment.ack == next.wrapping_add(question.len() as u32);
         }

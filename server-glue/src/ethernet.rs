@@ -16,6 +16,7 @@ use crate::address::Subnet;
 use crate::budget::Budget;
 use crate::names::{Asked, dns, mdns};
 use crate::netstack::Counters;
+use crate::offload::CardFrame;
 use crate::packet::{
     ArpRequest, ETHERNET_HEADER, Fault, Frame, Icmp, Ipv4, MacAddress, Outbox, PROTOCOL_ICMP, PROTOCOL_TCP,
     PROTOCOL_UDP, Payload, Route, Segment, Udp, Unreachable, ethernet_ipv4, put_arp_reply, put_echo_reply,
@@ -107,12 +108,12 @@ impl Edge {
     pub(crate) fn receive<'a>(
         &mut self,
         now: Instant,
-        frame: &'a [u8],
+        card: CardFrame<'a>,
         table: &Table,
         counters: &mut Counters,
     ) -> Option<Upward<'a>> {
         counters.frames_in += 1;
-        let frame = match Frame::parse(frame) {
+        let frame = match Frame::parse(card.bytes) {
             Ok(frame) => frame,
             Err(fault) => return drop_faulty(fault, counters),
         };
@@ -129,7 +130,10 @@ impl Edge {
                 self.receive_arp(frame.source, packet, table, counters);
                 None
             }
-            Payload::Ipv4(packet) => self.receive_ipv4(now, &frame, packet, table, counters),
+            Payload::Ipv4(packet) => {
+                let packet = Ipv4::parse(packet).map(|ip| Ipv4 { vouched: card.vouched, ..ip });
+                self.receive_ipv4(now, &frame, packet, table, counters)
+            }
             Payload::Ipv6 => {
                 counters.ipv6 += 1;
                 None
@@ -168,11 +172,11 @@ impl Edge {
         &mut self,
         now: Instant,
         frame: &Frame<'a>,
-        packet: &'a [u8],
+        packet: Result<Ipv4<'a>, Fault>,
         table: &Table,
         counters: &mut Counters,
     ) -> Option<Upward<'a>> {
-        let ip = match Ipv4::parse(packet) {
+        let ip = match packet {
             Ok(ip) => ip,
             Err(fault) => return drop_faulty(fault, counters),
         };
@@ -325,6 +329,12 @@ impl Edge {
             put_ethernet_ipv4(out, route);
             write(out);
         });
+        counters.sent_or_dropped(sent);
+    }
+
+    /// A whole frame.
+    pub(crate) fn send_frame(&mut self, counters: &mut Counters, frame: &[u8]) {
+        let sent = self.outbox.push(|out| out.extend_from_slice(frame));
         counters.sent_or_dropped(sent);
     }
 

@@ -26,20 +26,26 @@
 //!   batch of frames was fed, which acknowledges a burst at once and a lone segment without delay.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::{NonZeroU16, NonZeroUsize};
 use std::time::{Duration, Instant};
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::phy::{
+    Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta, RxToken, TxToken,
+};
 use smoltcp::socket::tcp;
 use smoltcp::time::{Duration as StackDuration, Instant as StackInstant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpListenEndpoint, TcpPacket, TcpRepr};
 
-use crate::packet::{ETHERNET_HEADER, PROTOCOL_TCP, Segment, TCP_HEADER, TcpFlags, put_ipv4};
+use crate::offload::Offloads;
+use crate::packet::{ChecksumPlace, ETHERNET_HEADER, PROTOCOL_TCP, Segment, TCP_HEADER, TcpFlags, put_ipv4};
 
 /// What all connections share.
 pub(crate) struct Engine {
     interface: Interface,
     mtu: u16,
+    /// What smoltcp leaves to the card.
+    offloads: Offloads,
     /// smoltcp counts time from here. Set by the first call.
     epoch: Option<Instant>,
 }
@@ -61,13 +67,21 @@ const SOONEST: Duration = Duration::from_millis(5);
 
 impl Engine {
     /// `seed` makes our initial sequence numbers; `mtu` is that of IP packets.
-    pub(crate) fn new(seed: u64, mtu: u16) -> Engine {
+    pub(crate) fn new(seed: u64, mtu: u16, offloads: Offloads) -> Engine {
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
-        let mut nothing = Port { incoming: None, out: &mut Scratch::new(), mtu };
+        let mut nothing = Port { incoming: None, out: &mut Scratch::new(), mtu, offloads };
         let mut interface = Interface::new(config, &mut nothing, StackInstant::ZERO);
         interface.set_any_ip(true);
-        Engine { interface, mtu, epoch: None }
+        Engine { interface, mtu, offloads, epoch: None }
+    }
+
+    pub(crate) fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
+    fn port<'a>(&self, incoming: Option<&'a [u8]>, out: &'a mut Scratch) -> Port<'a> {
+        Port { incoming, out, mtu: self.mtu, offloads: self.offloads }
     }
 
     fn stack_time(&mut self, now: Instant) -> StackInstant {
@@ -86,11 +100,13 @@ impl Engine {
 pub(crate) struct Scratch {
     bytes: Box<[u8]>,
     len: usize,
+    /// It is longer than the MTU, and to be cut into pieces with so much data.
+    segment: Option<NonZeroU16>,
 }
 
 impl Scratch {
     pub(crate) fn new() -> Scratch {
-        Scratch { bytes: vec![0; ETHERNET_HEADER + usize::from(u16::MAX)].into(), len: 0 }
+        Scratch { bytes: vec![0; ETHERNET_HEADER + usize::from(u16::MAX)].into(), len: 0, segment: None }
     }
 
     /// Empty, or a whole frame whose Ethernet header is still to be written.
@@ -103,10 +119,37 @@ impl Scratch {
         self.bytes.get(ETHERNET_HEADER..self.len).unwrap_or_default()
     }
 
+    pub(crate) fn segment(&self) -> Option<NonZeroU16> {
+        self.segment
+    }
+
     pub(crate) fn set_header(&mut self, header: &[u8]) {
         for (to, from) in self.bytes.iter_mut().zip(header) {
             *to = *from;
         }
+    }
+
+    /// Leaves the checksum of a whole frame to the card.
+    pub(crate) fn leave_checksum(&mut self) {
+        if let Some(place) = ChecksumPlace::of(self.frame())
+            && let Some(frame) = self.bytes.get_mut(..self.len)
+        {
+            place.leave(frame);
+        }
+    }
+
+    /// Puts into a whole frame the checksum that smoltcp did not.
+    pub(crate) fn complete_checksum(&mut self) {
+        if let Some(place) = ChecksumPlace::of(self.frame())
+            && let Some(frame) = self.bytes.get_mut(..self.len)
+        {
+            place.complete(frame);
+        }
+    }
+
+    fn clear(&mut self) {
+        self.len = 0;
+        self.segment = None;
     }
 }
 
@@ -267,7 +310,7 @@ impl Flow {
         now: Instant,
         segment: &Segment<'_>,
         scratch: &mut Scratch,
-        mut reply: impl FnMut(&Scratch),
+        mut reply: impl FnMut(&mut Scratch),
     ) {
         // A small piece far ahead touches a page of its own.
         let touched = if segment.data.is_empty() { 0 } else { segment.data.len().max(1024) };
@@ -310,12 +353,12 @@ impl Flow {
 
     /// Sends at most one packet, left in `scratch`. False: there is none to send now.
     pub(crate) fn emit(&mut self, engine: &mut Engine, now: Instant, scratch: &mut Scratch) -> bool {
-        scratch.len = 0;
+        scratch.clear();
         if matches!(self.progress, Progress::Over { .. } | Progress::Reset | Progress::Aborted) {
             return false;
         }
         let at = engine.stack_time(now);
-        let mut port = Port { incoming: None, out: scratch, mtu: engine.mtu };
+        let mut port = engine.port(None, scratch);
         engine.interface.poll_egress(at, &mut port, &mut self.sockets);
         let sent = !scratch.frame().is_empty();
         if sent {
@@ -428,10 +471,10 @@ impl Flow {
     }
 
     fn ingress(&mut self, engine: &mut Engine, now: Instant, packet: &[u8], scratch: &mut Scratch) {
-        scratch.len = 0;
+        scratch.clear();
         let queued = self.socket().send_queue();
         let at = engine.stack_time(now);
-        let mut port = Port { incoming: Some(packet), out: scratch, mtu: engine.mtu };
+        let mut port = engine.port(Some(packet), scratch);
         engine.interface.poll_ingress_single(at, &mut port, &mut self.sockets);
         let acknowledged = queued.saturating_sub(self.socket().send_queue());
         self.unacknowledged =
@@ -625,6 +668,7 @@ struct Port<'a> {
     incoming: Option<&'a [u8]>,
     out: &'a mut Scratch,
     mtu: u16,
+    offloads: Offloads,
 }
 
 struct Incoming<'a>(&'a [u8]);
@@ -654,11 +698,14 @@ impl Device for Port<'_> {
         let mut checksum = ChecksumCapabilities::default();
         // The edge has verified both.
         checksum.ipv4 = Checksum::Tx;
-        checksum.tcp = Checksum::Tx;
+        checksum.tcp = if self.offloads.checksums { Checksum::None } else { Checksum::Tx };
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = usize::from(self.mtu);
         capabilities.checksum = checksum;
+        if self.offloads.checksums && self.offloads.segments {
+            capabilities.segmentation.tcpv4 = NonZeroUsize::new(usize::from(u16::MAX));
+        }
         capabilities
     }
 }
@@ -670,6 +717,10 @@ impl RxToken for Incoming<'_> {
 }
 
 impl TxToken for Outgoing<'_> {
+    fn set_meta(&mut self, meta: PacketMeta) {
+        self.0.segment = meta.segmentation_offload_size;
+    }
+
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         let scratch = self.0;
         scratch.len = ETHERNET_HEADER + len;

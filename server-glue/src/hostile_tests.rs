@@ -228,7 +228,8 @@ impl Play {
 
     fn drain(&mut self, limit: usize) {
         for _ in 0..limit {
-            let Some(frame) = self.script.net.poll_transmit(self.script.now).map(<[u8]>::to_vec) else {
+            let Some(frame) = self.script.net.poll_transmit(self.script.now).map(|frame| frame.to_vec())
+            else {
                 break;
             };
             let Payload::Ipv4(packet) = Frame::parse(&frame).unwrap().payload else { continue };

@@ -29,6 +29,7 @@ mod net_config;
 pub mod netstack;
 pub mod network;
 pub mod nic;
+pub mod offload;
 mod packet;
 
 mod guard;

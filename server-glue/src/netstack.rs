@@ -5,7 +5,7 @@
 //! * Getters: [`Netstack::can_recv`], [`Netstack::send_capacity`], [`Netstack::counters`], [`Netstack::flows`].
 //! * Commands: [`Netstack::publish`], [`Netstack::withdraw`]; for one connection [`Netstack::accept`], [`Netstack::refuse`],
 //!   [`Netstack::unreachable`], [`Netstack::recv`], [`Netstack::send`], [`Netstack::finish`], [`Netstack::reset`]; for all
-//!   [`Netstack::link_lost`], [`Netstack::link_came`]; for names [`Netstack::name`], [`Netstack::unname`], [`Netstack::say_goodbye`]; for names
+//!   [`Netstack::set_offloads`], [`Netstack::link_lost`], [`Netstack::link_came`]; for names [`Netstack::name`], [`Netstack::unname`], [`Netstack::say_goodbye`]; for names
 //!   of the user's side [`Netstack::tunnel_came`], [`Netstack::tunnel_gone`], [`Netstack::forget_tunnels`], [`Netstack::allow_domain`],
 //!   [`Netstack::disallow_domain`], [`Netstack::name_answered`].
 //! * Inputs: [`Netstack::handle_frame`], [`Netstack::handle_timeout`].
@@ -59,6 +59,7 @@ use crate::ethernet::{DHCP_CLIENT_PORT, DHCP_SERVER_PORT, Edge, Upward};
 use crate::flow::{Engine, Flow, FlowOptions, Progress, Rest, Scratch, Spare, keep_syn};
 use crate::names::dns::streams::Streams;
 use crate::names::{self, Names, mdns};
+use crate::offload::{CardFrame, Offloads};
 use crate::packet::{Segment, TcpFlags, Unreachable, put_tcp, put_udp, put_udp_ttl};
 use crate::table::{Content, Held, Pair, Table, Timer};
 
@@ -140,6 +141,9 @@ pub struct Netstack {
     edge: Edge,
     dhcp: DhcpServer,
     engine: Engine,
+    /// Made the engine, and the next one.
+    seed: u64,
+    mtu: u16,
     options: FlowOptions,
     max_flows: usize,
     max_half_open: usize,
@@ -183,7 +187,9 @@ impl Netstack {
                 lease_time: config.lease_time,
                 domain: config.domain.clone().filter(|_| config.announce_dns),
             }),
-            engine: Engine::new(config.seed, mtu),
+            engine: Engine::new(config.seed, mtu, Offloads::NONE),
+            seed: config.seed,
+            mtu,
             options: FlowOptions {
                 receive_buffer: ring(config.receive_buffer),
                 send_buffer: ring(config.send_buffer),
@@ -351,6 +357,17 @@ impl Netstack {
         self.names.withdraw(now, at);
     }
 
+    /// What is left to the card from now on. To be said before the first frame of a link: if it is something new, every connection ends as with
+    /// [`Netstack::link_lost`].
+    pub fn set_offloads(&mut self, offloads: Offloads) {
+        if offloads != self.engine.offloads() {
+            self.link_lost();
+            // Another seed, or sequence numbers would begin again where they did.
+            self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            self.engine = Engine::new(self.seed, self.mtu, offloads);
+        }
+    }
+
     /// A guest is at the other end of the NIC, maybe not the one that was there before.
     pub fn link_came(&mut self, now: Instant) {
         self.names.guest_came(now);
@@ -364,8 +381,8 @@ impl Netstack {
     // Inputs.
 
     /// A frame from the guest, without its check sequence. Whatever it is: bad ones are counted and dropped.
-    pub fn handle_frame(&mut self, now: Instant, frame: &[u8]) {
-        match self.edge.receive(now, frame, &self.table, &mut self.counters) {
+    pub fn handle_frame<'a>(&mut self, now: Instant, frame: impl Into<CardFrame<'a>>) {
+        match self.edge.receive(now, frame.into(), &self.table, &mut self.counters) {
             Some(Upward::Tcp { from, segment }) => self.handle_segment(now, from, &segment),
             Some(Upward::Dhcp { from, message }) => self.handle_dhcp(now, from, message),
             Some(Upward::Names(asked)) => self.names.handle(now, &asked, &mut self.counters),
@@ -418,7 +435,7 @@ impl Netstack {
     }
 
     /// The next frame for the guest. Answers come first, then the connections in turn.
-    pub fn poll_transmit(&mut self, now: Instant) -> Option<&[u8]> {
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<CardFrame<'_>> {
         loop {
             self.serve_streams(now);
             if self.edge.outbox.is_empty()
@@ -431,12 +448,16 @@ impl Netstack {
             }
             if !self.edge.outbox.is_empty() {
                 self.counters.frames_out += 1;
-                return self.edge.outbox.pop();
+                return self.edge.outbox.pop().map(CardFrame::whole);
             }
             let slot = self.table.next_ready()?;
             if self.transmit(now, slot) {
                 self.counters.frames_out += 1;
-                return Some(self.scratch.frame());
+                return Some(CardFrame {
+                    bytes: self.scratch.frame(),
+                    vouched: self.engine.offloads().checksums,
+                    segment: self.scratch.segment(),
+                });
             }
         }
     }
@@ -495,8 +516,13 @@ impl Netstack {
                 connection.guest = from;
                 let edge = &mut self.edge;
                 let counters = &mut self.counters;
+                let unsummed = self.engine.offloads().checksums;
                 connection.flow.feed(&mut self.engine, now, segment, &mut self.scratch, |reply| {
-                    edge.send_ipv4(from, counters, |out| out.extend_from_slice(reply.packet()));
+                    reply.set_header(&edge.header(from));
+                    if unsummed {
+                        reply.complete_checksum();
+                    }
+                    edge.send_frame(counters, reply.frame());
                 });
                 self.table.make_ready(slot);
                 self.settle(now, slot);
@@ -606,6 +632,9 @@ impl Netstack {
         let sent = connection.flow.emit(&mut self.engine, now, &mut self.scratch);
         if sent {
             self.scratch.set_header(&self.edge.header(connection.guest));
+            if self.engine.offloads().checksums {
+                self.scratch.leave_checksum();
+            }
             self.table.make_ready(slot);
         } else {
             let deadline = connection.flow.deadline(&mut self.engine, now);

@@ -11,7 +11,8 @@
 //!     * `connect:PATH`: QEMU listens (`server=on`), and we try for ever. This survives restarts of either, with every version.
 //!
 //! * **A TAP device** of this machine, `tap:NAME` (feature `tap`): what the kernel sends out of it is the guest's. So the guest
-//!   is whatever is bridged to it, QEMU's `-netdev tap` among others, or the network namespace the device is in.
+//!   is whatever is bridged to it, QEMU's `-netdev tap` among others, or the network namespace the device is in. Long TCP segments pass
+//!   whole and without checksums ([`crate::offload`]), unless `,offload=off` stands behind the name.
 //!
 //! [`Nic`] owns the descriptor and its buffers and is driven by one task, with no queue between: [`Nic::ready`] waits for whatever
 //! can happen, moving octets both ways meanwhile; frames are then taken with [`Nic::next_frame`] and given with
@@ -24,6 +25,8 @@ mod spec;
 mod stream;
 #[cfg(feature = "tap")]
 pub mod tap;
+#[cfg(feature = "tap")]
+mod vnet;
 
 use std::future::poll_fn;
 use std::io;
@@ -39,6 +42,8 @@ pub use self::spec::{NicSpec, NicSpecError};
 use self::stream::StreamCard;
 #[cfg(feature = "tap")]
 use self::tap::{TapCard, TapError};
+use crate::offload::{CardFrame, Offloads};
+use crate::packet::ChecksumPlace;
 
 /// Longest frame, in octets. QEMU's `NET_BUFSIZE`.
 pub const MAX_FRAME: usize = 69_632;
@@ -154,7 +159,7 @@ impl Nic {
             NicSpec::Listen(path) => Nic::over(StreamCard::listen(path).await?),
             NicSpec::Connect(path) => Nic::over(StreamCard::connect(path.clone())),
             #[cfg(feature = "tap")]
-            NicSpec::Tap(name) => Nic::new(Card::Tap(Box::new(TapCard::open(name, mtu)?))),
+            NicSpec::Tap(tap) => Nic::new(Card::Tap(Box::new(TapCard::open(tap, mtu)?))),
         })
     }
 
@@ -221,35 +226,49 @@ impl Nic {
     }
 
     /// The next frame that has come, without its length.
-    pub fn next_frame(&mut self) -> Option<&[u8]> {
+    pub fn next_frame(&mut self) -> Option<CardFrame<'_>> {
         let frame = match &mut self.card {
-            Card::Stream(card) => card.next_frame(),
+            Card::Stream(card) => card.next_frame().map(CardFrame::whole),
             #[cfg(feature = "tap")]
             Card::Tap(card) => card.next_frame(),
         }?;
         if let Some(tap) = &mut self.tap {
-            tap(Way::FromGuest, frame);
+            show(tap, Way::FromGuest, &frame);
         }
         Some(frame)
     }
 
     /// Queues a frame for the virtual machine. False: it was dropped, because there is no virtual machine, or the frame is longer than
-    /// [`MAX_FRAME`], or the queue holds twice what makes it full.
-    pub fn queue(&mut self, frame: &[u8]) -> bool {
-        let queued = self.pending() < 2 * HIGH_WATER
+    /// [`MAX_FRAME`], or leaves something to the card that is not among its [`Nic::offloads`], or the queue holds twice what makes it full.
+    pub fn queue<'a>(&mut self, frame: impl Into<CardFrame<'a>>) -> bool {
+        let frame = frame.into();
+        let Offloads { checksums, segments } = self.offloads();
+        let able = (checksums || !frame.vouched) && (segments || frame.segment.is_none());
+        let queued = able
+            && self.pending() < 2 * HIGH_WATER
             && match &mut self.card {
-                Card::Stream(card) => card.queue(frame),
+                Card::Stream(card) => card.queue(frame.bytes),
                 #[cfg(feature = "tap")]
-                Card::Tap(card) => card.queue(frame),
+                Card::Tap(card) => card.queue(&frame),
             };
         self.dropped += u64::from(!queued);
         if queued && let Some(tap) = &mut self.tap {
-            tap(Way::ToGuest, frame);
+            show(tap, Way::ToGuest, &frame);
         }
         queued
     }
 
-    /// Shows every frame from now on to `tap`: when it is taken with [`Nic::next_frame`], and when [`Nic::queue`] has taken it.
+    /// What can be left to the card. It may be something else once another virtual machine is at the other end.
+    pub fn offloads(&self) -> Offloads {
+        match &self.card {
+            Card::Stream(_) => Offloads::NONE,
+            #[cfg(feature = "tap")]
+            Card::Tap(card) => card.offloads(),
+        }
+    }
+
+    /// Shows every frame from now on to `tap`: when it is taken with [`Nic::next_frame`], and when [`Nic::queue`] has taken it. Checksums are put
+    /// in for it; a segment that the card cuts is shown whole.
     pub fn tap(&mut self, tap: impl FnMut(Way, &[u8]) + Send + 'static) {
         self.tap = Some(Box::new(tap));
     }
@@ -295,6 +314,17 @@ impl Nic {
             #[cfg(feature = "tap")]
             Card::Tap(card) => card.pending(),
         }
+    }
+}
+
+fn show(tap: &mut FrameTap, way: Way, frame: &CardFrame<'_>) {
+    match frame.vouched.then(|| ChecksumPlace::of(frame)).flatten() {
+        Some(place) => {
+            let mut summed = frame.to_vec();
+            place.complete(&mut summed);
+            tap(way, &summed);
+        }
+        None => tap(way, frame),
     }
 }
 

@@ -133,6 +133,8 @@ pub(crate) struct Ipv4<'a> {
     pub(crate) destination: Ipv4Addr,
     pub(crate) protocol: u8,
     pub(crate) payload: &'a [u8],
+    /// Whoever brought it vouches for the checksum of its TCP or UDP, which may not be in its place.
+    pub(crate) vouched: bool,
 }
 
 impl<'a> Ipv4<'a> {
@@ -179,6 +181,7 @@ impl<'a> Ipv4<'a> {
             destination: Ipv4Addr::new(d0, d1, d2, d3),
             protocol,
             payload,
+            vouched: false,
         })
     }
 
@@ -210,7 +213,7 @@ impl<'a> Icmp<'a> {
     }
 }
 
-/// A UDP datagram with a right checksum, or none (RFC 768 lets the sender leave it out).
+/// A UDP datagram with a right or vouched checksum, or none (RFC 768 lets the sender leave it out).
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Udp<'a> {
     pub(crate) source_port: u16,
@@ -225,7 +228,7 @@ impl<'a> Udp<'a> {
         let datagram = ip.payload.get(..len).ok_or(Fault::Malformed)?;
         let payload = datagram.get(8..).ok_or(Fault::Malformed)?;
         let pseudo = pseudo_sum(ip.source, ip.destination, ip.protocol, len);
-        if [c0, c1] != [0, 0] && finish(pseudo + sum(datagram)) != 0 {
+        if !ip.vouched && [c0, c1] != [0, 0] && finish(pseudo + sum(datagram)) != 0 {
             return Err(Fault::Checksum);
         }
         Ok(Udp {
@@ -259,7 +262,7 @@ impl TcpFlags {
     }
 }
 
-/// A TCP segment with a right checksum.
+/// A TCP segment with a right or vouched checksum.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Segment<'a> {
     /// The IPv4 packet that carries it.
@@ -283,7 +286,7 @@ impl<'a> Segment<'a> {
             return Err(Fault::Malformed);
         }
         let (header, data) = ip.payload.split_at_checked(header_len).ok_or(Fault::Malformed)?;
-        if finish(ip.pseudo_sum() + sum(ip.payload)) != 0 {
+        if !ip.vouched && finish(ip.pseudo_sum() + sum(ip.payload)) != 0 {
             return Err(Fault::Checksum);
         }
         let source_port = u16::from_be_bytes([s0, s1]);
@@ -461,6 +464,57 @@ pub(crate) fn put_tcp(
     let [.., check0, check1, _, _] = &mut header;
     (*check0, *check1) = (c0, c1);
     out.extend_from_slice(&header);
+}
+
+/// Where in an Ethernet frame the checksum of its TCP or UDP over IPv4 is, and over what it is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ChecksumPlace {
+    /// Where the TCP or UDP header begins, and with it what the checksum is of.
+    pub(crate) start: usize,
+    /// Where the packet ends; link padding may follow.
+    end: usize,
+    /// Where its two octets are.
+    pub(crate) field: usize,
+    /// Octets of all headers. Of UDP and TCP without options if that cannot be told.
+    pub(crate) headers: usize,
+    pseudo: u64,
+}
+
+impl ChecksumPlace {
+    /// `None`: something else, a fragment, or cut short.
+    pub(crate) fn of(frame: &[u8]) -> Option<ChecksumPlace> {
+        let Payload::Ipv4(packet) = Frame::parse(frame).ok()?.payload else { return None };
+        let ip = Ipv4::parse(packet).ok()?;
+        let start = ETHERNET_HEADER + ip.whole.len() - ip.payload.len();
+        let (offset, headers) = match (ip.protocol, ip.payload) {
+            (PROTOCOL_TCP, &[_, _, _, _, _, _, _, _, _, _, _, _, data, _, _, _, _, _, _, _, ..]) => {
+                (16, start + usize::from(data >> 4) * 4)
+            }
+            (PROTOCOL_UDP, &[_, _, _, _, _, _, _, _, ..]) => (6, start + 8),
+            _ => return None,
+        };
+        let end = ETHERNET_HEADER + ip.whole.len();
+        Some(ChecksumPlace { start, end, field: start + offset, headers, pseudo: ip.pseudo_sum() })
+    }
+
+    fn put(&self, frame: &mut [u8], checksum: u16) {
+        if let Some(field) = frame.get_mut(self.field..self.field + 2) {
+            field.copy_from_slice(&checksum.to_be_bytes());
+        }
+    }
+
+    /// Leaves the checksum to the card, which wants to find what only we know: the folded sum of the pseudo header.
+    pub(crate) fn leave(&self, frame: &mut [u8]) {
+        self.put(frame, !finish(self.pseudo));
+    }
+
+    /// Puts the checksum in, whatever stands there.
+    pub(crate) fn complete(&self, frame: &mut [u8]) {
+        self.put(frame, 0);
+        let sum = self.pseudo + sum(frame.get(self.start..self.end).unwrap_or_default());
+        // Zero would say "no checksum" in UDP, and in TCP both mean the same.
+        self.put(frame, if finish(sum) == 0 { 0xffff } else { finish(sum) });
+    }
 }
 
 /// Frames waiting to go to the guest, back to back in one buffer, up to a limit.

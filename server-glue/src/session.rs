@@ -179,6 +179,10 @@ impl Session {
     /// Cancel safe in that a dropped run leaves no task behind; the guest and the client see their links close.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut shutdown = Box::pin(shutdown.cancelled_owned());
+        // Of a card that is there from the start, nobody tells.
+        if self.nic.is_connected() {
+            self.bridge.guest_came(Instant::now(), self.nic.offloads());
+        }
         loop {
             let now = Instant::now();
             self.bridge.advance(now);
@@ -253,7 +257,7 @@ impl Session {
         match woken.card {
             Some(NicEvent::Connected) => {
                 info!("the guest's card is there");
-                self.bridge.guest_came(now);
+                self.bridge.guest_came(now, self.nic.offloads());
             }
             Some(NicEvent::Lost(reason)) => {
                 info!(%reason, "the guest's card is gone");

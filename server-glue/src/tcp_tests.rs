@@ -347,7 +347,7 @@ fn a_guest_that_was_rebooted_finds_its_old_connection_gone() {
     let (flow, ours) = script.establish();
     script.send_tcp(tcp(SYN, 500_000, 0));
     // No ACK in it, so it is ignored or challenged, never taken (RFC 5961).
-    while let Some(frame) = script.net.poll_transmit(script.now).map(<[u8]>::to_vec) {
+    while let Some(frame) = script.net.poll_transmit(script.now).map(|frame| frame.to_vec()) {
         assert_eq!(crate::script::read_tcp(&frame).flags, ACK);
     }
     assert_eq!(script.event(), None);
@@ -395,7 +395,7 @@ fn a_zero_window_is_probed_and_opened() {
     for _ in 0..5 {
         script.pass(Duration::from_secs(100));
         let mut probes = 0;
-        while let Some(frame) = script.net.poll_transmit(script.now).map(<[u8]>::to_vec) {
+        while let Some(frame) = script.net.poll_transmit(script.now).map(|frame| frame.to_vec()) {
             assert!(crate::script::read_tcp(&frame).data.len() <= 1);
             probes += 1;
         }

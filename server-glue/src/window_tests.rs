@@ -18,7 +18,7 @@ fn expect_rest(script: &mut Script, from: u32, data: &[u8]) {
     let mut next = from;
     let end = from.wrapping_add(data.len() as u32);
     while next != end {
-        let Some(frame) = script.net.poll_transmit(script.now).map(<[u8]>::to_vec) else {
+        let Some(frame) = script.net.poll_transmit(script.now).map(|frame| frame.to_vec()) else {
             let due = script.net.poll_timeout().expect("a timer runs while octets are not acknowledged");
             assert!(due - start < 5 * SECOND, "octets {next}..{end} are not sent again");
             script.pass(due - script.now);
@@ -83,7 +83,7 @@ fn a_guest_that_finished_first_gets_what_it_dropped_too() {
     let mut next = ours + 1460;
     let start = script.now;
     loop {
-        let Some(frame) = script.net.poll_transmit(script.now).map(<[u8]>::to_vec) else {
+        let Some(frame) = script.net.poll_transmit(script.now).map(|frame| frame.to_vec()) else {
             let due = script.net.poll_timeout().expect("a timer");
             assert!(due - start < 5 * SECOND, "octets from {next} on are not sent again");
             script.pass(due - script.now);
@@ -294,7 +294,7 @@ fn transfer(seed: u64, manner: Manner, most: Duration) {
             assert_eq!(value, octet(read));
             read += 1;
         }
-        while let Some(frame) = script.net.poll_transmit(script.now).map(<[u8]>::to_vec) {
+        while let Some(frame) = script.net.poll_transmit(script.now).map(|frame| frame.to_vec()) {
             if !peer.dice.percent(manner.loss) {
                 peer.take(&read_tcp(&frame));
             }

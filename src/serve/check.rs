@@ -273,7 +273,7 @@ fn card(place: &CardPlace, mtu: u16, inherited: &mut Inherited, report: &mut Rep
                 }
             }
         }
-        CardPlace::Spec(NicSpec::Tap(name)) => tap(name, mtu, report),
+        CardPlace::Spec(NicSpec::Tap(spec)) => tap(&spec.name, mtu, report),
         CardPlace::Fd(_) => {
             report.plan("card", place.to_string());
             if let Err(error) = place.claim(inherited) {

@@ -87,7 +87,7 @@ impl World {
                 rest = &rest[consumed..];
             }
             while let Some(frame) = self.bridge.poll_guest_frame(self.now) {
-                heard.extend(multicast(frame));
+                heard.extend(multicast(&frame));
             }
             if self.bridge.poll_timeout().is_some_and(|at| at <= self.now) {
                 self.bridge.handle_timeout(self.now).unwrap();
@@ -250,7 +250,7 @@ fn in_the_end_the_guest_is_told() {
     world.bridge.say_goodbye(world.now);
     let mut heard = Vec::new();
     while let Some(frame) = world.bridge.poll_guest_frame(world.now) {
-        heard.extend(multicast(frame));
+        heard.extend(multicast(&frame));
     }
     assert!(has(&heard, "=! 0 printer.local. A *", at), "{heard:#?}");
 }
@@ -262,6 +262,6 @@ fn a_guest_that_comes_hears_what_is_there() {
     world.seconds(10);
     world.bridge.guest_lost();
     assert!(world.seconds(10).is_empty());
-    world.bridge.guest_came(world.now);
+    world.bridge.guest_came(world.now, Offloads::NONE);
     assert!(has(&world.settle(), "=! 120 printer.local. A *", at));
 }

@@ -51,7 +51,7 @@ impl Script {
     fn hear(&mut self) -> Vec<Heard> {
         let mut all = Vec::new();
         while let Some(frame) = self.net.poll_transmit(self.now) {
-            all.push(heard(frame));
+            all.push(heard(&frame));
         }
         all
     }
@@ -168,7 +168,7 @@ fn connections_do_not_wait_for_names_nor_names_for_connections() {
     script.net.handle_timeout(script.now);
     let mut kinds = Vec::new();
     while let Some(frame) = script.net.poll_transmit(script.now) {
-        let Payload::Ipv4(packet) = Frame::parse(frame).unwrap().payload else { panic!() };
+        let Payload::Ipv4(packet) = Frame::parse(frame.bytes).unwrap().payload else { panic!() };
         kinds.push(packet[9]);
     }
     assert_eq!(kinds, [17, 6]);
@@ -290,7 +290,7 @@ fn a_small_link_gets_small_messages() {
         script.net.handle_timeout(script.now);
         while let Some(frame) = script.net.poll_transmit(script.now) {
             assert!(frame.len() <= 14 + 576, "{}", frame.len());
-            let lines = heard(frame).lines;
+            let lines = heard(&frame).lines;
             answers += lines
                 .iter()
                 .filter(|line| line.starts_with("=! 120 printer") && line.contains(" A "))

@@ -78,14 +78,17 @@ pub(crate) struct Framer {
 }
 
 impl Framer {
-    /// False: a frame of no length, or too long.
-    pub(crate) fn put(&mut self, frame: &[u8]) -> bool {
-        let Ok(len) = u32::try_from(frame.len()) else { return false };
-        if frame.is_empty() || frame.len() > MAX_FRAME {
+    /// Queues a frame that is given in pieces. False: it has no length, or is too long.
+    pub(crate) fn put(&mut self, pieces: &[&[u8]]) -> bool {
+        let total: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let Ok(len) = u32::try_from(total) else { return false };
+        if total == 0 || total > MAX_FRAME {
             return false;
         }
         self.bytes.extend_from_slice(&len.to_be_bytes());
-        self.bytes.extend_from_slice(frame);
+        for piece in pieces {
+            self.bytes.extend_from_slice(piece);
+        }
         true
     }
 

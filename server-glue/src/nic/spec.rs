@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 #[cfg(feature = "tap")]
-use super::tap::{TapName, TapNameError};
+use super::tap::{TapSpec, TapSpecError};
 
 /// Where the card is to be found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,17 +16,17 @@ pub enum NicSpec {
     Connect(PathBuf),
     /// A TAP device of this machine: what is bridged to it, or the machine itself, is the guest.
     #[cfg(feature = "tap")]
-    Tap(TapName),
+    Tap(TapSpec),
 }
 
 impl FromStr for NicSpec {
     type Err = NicSpecError;
 
-    /// `listen:PATH`, `connect:PATH` or `tap:NAME`.
+    /// `listen:PATH`, `connect:PATH`, `tap:NAME` or `tap:NAME,offload=off`.
     fn from_str(text: &str) -> Result<NicSpec, NicSpecError> {
         match text.split_once(':') {
             #[cfg(feature = "tap")]
-            Some(("tap", name)) => Ok(NicSpec::Tap(name.parse()?)),
+            Some(("tap", spec)) => Ok(NicSpec::Tap(spec.parse()?)),
             Some((_, "")) => Err(NicSpecError::Unknown(text.to_owned())),
             Some(("listen", path)) => Ok(NicSpec::Listen(path.into())),
             Some(("connect", path)) => Ok(NicSpec::Connect(path.into())),
@@ -41,7 +41,7 @@ impl fmt::Display for NicSpec {
             NicSpec::Listen(path) => write!(f, "listen:{}", path.display()),
             NicSpec::Connect(path) => write!(f, "connect:{}", path.display()),
             #[cfg(feature = "tap")]
-            NicSpec::Tap(name) => write!(f, "tap:{name}"),
+            NicSpec::Tap(spec) => write!(f, "tap:{spec}"),
         }
     }
 }
@@ -55,8 +55,8 @@ pub enum NicSpecError {
         "\"{0}\" names no NIC: expected listen:PATH (QEMU connects, server=off), connect:PATH (QEMU listens, server=on) or tap:NAME"
     )]
     Unknown(String),
-    /// No device can have this name.
+    /// No device can have this name, or what stands behind it means nothing.
     #[cfg(feature = "tap")]
     #[error(transparent)]
-    Tap(#[from] TapNameError),
+    Tap(#[from] TapSpecError),
 }

@@ -70,7 +70,7 @@ impl StreamCard {
     }
 
     pub(super) fn queue(&mut self, frame: &[u8]) -> bool {
-        self.link.is_some() && self.outgoing.put(frame)
+        self.link.is_some() && self.outgoing.put(&[frame])
     }
 
     pub(super) fn next_frame(&mut self) -> Option<&[u8]> {

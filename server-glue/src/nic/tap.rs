@@ -5,63 +5,33 @@
 //! network takes the smaller of both MTUs.
 //!
 //! Each read is one frame and each write is one, taken by the kernel there and then, so nothing is queued here but in the rare
-//! case that it has no memory for it. Frames come without offloads: checksums are right, and none is larger than the MTU. Offloads
-//! (`IFF_VNET_HDR`) belong into `open`, `TapCard::poll_fill` and `TapCard::queue`, and concern nobody else.
+//! case that it has no memory for it. With offloads (`IFF_VNET_HDR`) a [`vnet`] header stands before each: what the guest's
+//! kernel has not summed up or cut comes so, and what we have not goes so.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSlice};
 use std::ops::Range;
 use std::path::Path;
-use std::str::FromStr;
 use std::task::{Context, Poll};
 
 use tun_rs::{AsyncDevice, DeviceBuilder, Layer};
 
 use super::framing::{Framer, PREFIX};
 use super::retry::Retry;
-use super::{LinkError, MAX_FRAME};
+use super::{LinkError, MAX_FRAME, vnet};
+use crate::offload::{CardFrame, Offloads};
 
-/// Longest name of a network device: IFNAMSIZ with its zero.
-const MAX_NAME: usize = 15;
+mod spec;
+
+pub use self::spec::{TapName, TapNameError, TapSpec, TapSpecError};
+
 /// Least packet that the virtual network needs.
 const MIN_MTU: u16 = 576;
 /// Frames read at once, and the room for them. A longest one always has room.
 const BATCH: usize = 64;
 const READ_BUFFER: usize = 512 * 1024;
 const CLONE_DEVICE: &str = "/dev/net/tun";
-
-/// The name of a TAP device, such as one can have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TapName(String);
-
-impl FromStr for TapName {
-    type Err = TapNameError;
-
-    fn from_str(text: &str) -> Result<TapName, TapNameError> {
-        // What the kernel refuses (dev_valid_name), and %, which it would replace by a number.
-        let wrong =
-            |c: char| !c.is_ascii() || c.is_ascii_whitespace() || c.is_ascii_control() || "/:%".contains(c);
-        if text.is_empty() || text.len() > MAX_NAME || text.contains(wrong) || text == "." || text == ".." {
-            return Err(TapNameError(text.to_owned()));
-        }
-        Ok(TapName(text.to_owned()))
-    }
-}
-
-impl fmt::Display for TapName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Not a name for a device.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0:?} is no name for a TAP device: expected 1 to {MAX_NAME} characters, without space, slash, colon and percent"
-)]
-pub struct TapNameError(String);
 
 /// Why a TAP device cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -142,7 +112,7 @@ impl TapName {
         let (exists, privileged) = (self.exists(), may_configure());
         if exists {
             let up = self.is_up();
-            let device = open(self)?;
+            let device = open(self, false)?;
             let mtu = device.mtu().ok();
             if let Some(mtu) = mtu
                 && mtu < MIN_MTU
@@ -193,6 +163,8 @@ impl TapName {
 /// The device, and what has been read of it.
 pub(super) struct TapCard {
     name: TapName,
+    /// A [`vnet`] header stands before each frame.
+    offload: bool,
     wanted_mtu: u16,
     mtu: u16,
     /// It was not there before us, so that we make it again when somebody has deleted it. Another's device is waited for.
@@ -209,10 +181,12 @@ pub(super) struct TapCard {
 }
 
 impl TapCard {
-    pub(super) fn open(name: &TapName, mtu: u16) -> Result<TapCard, TapError> {
+    pub(super) fn open(spec: &TapSpec, mtu: u16) -> Result<TapCard, TapError> {
+        let TapSpec { name, offload } = spec;
         let ours = !name.exists();
         let mut card = TapCard {
             name: name.clone(),
+            offload: *offload,
             wanted_mtu: mtu,
             mtu,
             ours,
@@ -232,6 +206,10 @@ impl TapCard {
 
     pub(super) fn mtu(&self) -> u16 {
         self.mtu
+    }
+
+    pub(super) fn offloads(&self) -> Offloads {
+        if self.offload { Offloads::ALL } else { Offloads::NONE }
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -258,7 +236,7 @@ impl TapCard {
     /// Opens the device, and makes it as it should be as far as we may.
     fn fetch(&mut self) -> Result<(), TapError> {
         let name = &self.name;
-        let device = open(name)?;
+        let device = open(name, self.offload)?;
         let failed = |error| TapError::Io { name: name.clone(), error };
         let has = device.mtu().map_err(failed)?;
         let set = if has == self.wanted_mtu { Ok(()) } else { device.set_mtu(self.wanted_mtu) };
@@ -294,13 +272,15 @@ impl TapCard {
     }
 
     /// Writes it at once, unless others wait before it.
-    pub(super) fn queue(&mut self, frame: &[u8]) -> bool {
+    pub(super) fn queue(&mut self, frame: &CardFrame<'_>) -> bool {
         let Some(device) = &self.device else { return false };
-        if frame.is_empty() || frame.len() > MAX_FRAME || self.broken.is_some() {
+        if frame.is_empty() || frame.len() > MAX_FRAME - vnet::HEADER || self.broken.is_some() {
             return false;
         }
+        let header = vnet::header(frame);
+        let header = if self.offload { header.as_slice() } else { &[] };
         if self.outgoing.pending().is_empty() {
-            match sent(device.try_send(frame)) {
+            match sent(device.try_send_vectored(&[IoSlice::new(header), IoSlice::new(frame)])) {
                 Sent::Yes => return true,
                 Sent::Dropped => return false,
                 Sent::Later => {}
@@ -310,12 +290,18 @@ impl TapCard {
                 }
             }
         }
-        self.outgoing.put(frame)
+        self.outgoing.put(&[header, frame])
     }
 
-    pub(super) fn next_frame(&mut self) -> Option<&[u8]> {
-        let range = self.came.pop_front()?;
-        self.buffer.get(range)
+    pub(super) fn next_frame(&mut self) -> Option<CardFrame<'_>> {
+        if !self.offload {
+            let range = self.came.pop_front()?;
+            return self.buffer.get(range).map(CardFrame::whole);
+        }
+        // Kinds of segments that we did not ask for are skipped.
+        let range = std::iter::from_fn(|| self.came.pop_front())
+            .find(|range| self.buffer.get(range.clone()).and_then(vnet::parse).is_some())?;
+        self.buffer.get(range).and_then(vnet::parse)
     }
 
     /// Sends what can be sent now.
@@ -417,10 +403,11 @@ fn driver() -> Result<(), TapError> {
     }
 }
 
-fn open(name: &TapName) -> Result<AsyncDevice, TapError> {
+fn open(name: &TapName, offload: bool) -> Result<AsyncDevice, TapError> {
     driver()?;
     let existed = name.exists();
-    let builder = DeviceBuilder::new().name(&*name.0).layer(Layer::L2).inherit_enable_state();
+    let builder =
+        DeviceBuilder::new().name(&*name.0).layer(Layer::L2).inherit_enable_state().offload(offload);
     builder.build_async().map_err(|error| {
         let (name, kind) = (name.clone(), error.kind());
         if kind == ErrorKind::PermissionDenied {

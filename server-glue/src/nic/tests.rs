@@ -92,9 +92,9 @@ fn a_length_above_the_limit_is_an_error_and_needs_no_memory() {
 #[test]
 fn what_cannot_be_framed_is_not() {
     let mut framer = Framer::default();
-    assert!(!framer.put(&[]));
-    assert!(!framer.put(&[0; MAX_FRAME + 1]));
-    assert!(framer.put(&[0; MAX_FRAME]));
+    assert!(!framer.put(&[&[]]));
+    assert!(!framer.put(&[&[0; MAX_FRAME + 1]]));
+    assert!(framer.put(&[&[0; MAX_FRAME]]));
     assert_eq!(framer.pending().len(), PREFIX + MAX_FRAME);
 }
 

@@ -292,9 +292,9 @@ impl<'a> Stage<'a> {
     /// Takes what today's netstack sends to the guest. `false`: nothing.
     fn take_frames(&mut self) -> bool {
         let mut any = false;
-        while let Some(bytes) = self.bridge.poll_guest_frame(self.now) {
+        while let Some(card) = self.bridge.poll_guest_frame(self.now) {
             any = true;
-            let Some(frame) = Frame::parse(bytes) else { continue };
+            let Some(frame) = Frame::parse(card.bytes) else { continue };
             let number = match frame.content {
                 Content::Tcp(tcp) => {
                     let number = self.by_pair.get(&(tcp.to, tcp.from)).copied();

@@ -101,7 +101,7 @@ impl World {
                 self.bridge.handle_tunnel_frame(self.now, frame).unwrap();
                 rest = &rest[consumed..];
             }
-            while let Some(frame) = self.bridge.poll_guest_frame(self.now).map(<[u8]>::to_vec) {
+            while let Some(frame) = self.bridge.poll_guest_frame(self.now).map(|frame| frame.to_vec()) {
                 // Multicast DNS goes to all stations.
                 if frame[0] & 1 == 0 {
                     let ip = read_ipv4(&frame);

@@ -140,8 +140,8 @@ impl World {
             while self.net.poll_event().is_some() {}
             let mut idle = true;
             while let Some(frame) = self.net.poll_transmit(self.now) {
-                check(frame, self.mtu);
-                messages.extend(read(frame));
+                check(&frame, self.mtu);
+                messages.extend(read(&frame));
                 idle = false;
                 limit -= 1;
                 assert!(limit > 0, "frames without an end");

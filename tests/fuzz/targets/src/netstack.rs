@@ -304,7 +304,7 @@ impl World {
             }
             let mut idle = true;
             while let Some(frame) = self.net.poll_transmit(self.now) {
-                let seen = check(frame, self.mtu);
+                let seen = check(&frame, self.mtu);
                 if let Seen::Tcp(segment) = seen {
                     look(&mut self.guest, &mut self.flows, &segment, self.wild);
                 }
