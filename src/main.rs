@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use spice_tunnel::cli::{Cli, Command};
 use spice_tunnel::{connect, demo, discover, dump, replay, serve, shutdown, view};
+use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
                 && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
         )
         .init();
-    let runtime = match tokio::runtime::Runtime::new() {
+    let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
@@ -52,6 +53,18 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => failed(error.as_ref()),
     }
+}
+
+/// The two ends of a tunnel are one task each that moves all bytes. On one thread it is woken by what it waits for; with several, threads wake each
+/// other instead, which a new connection feels most. A host with many VMs has a `serve` for each, and cores for all.
+fn runtime(command: &Command) -> std::io::Result<Runtime> {
+    let mut builder = match command {
+        Command::Serve(_) | Command::Connect(_) | Command::View(_) => Builder::new_current_thread(),
+        Command::Discover(_) | Command::Dump(_) | Command::Demo(_) | Command::Replay(_) => {
+            Builder::new_multi_thread()
+        }
+    };
+    builder.enable_all().build()
 }
 
 /// Some commands print their own story; the others log what an administrator wants to see.

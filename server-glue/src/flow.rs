@@ -29,7 +29,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroUsize};
 use std::time::{Duration, Instant};
 
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::iface::{Config, Interface};
 use smoltcp::phy::{
     Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta, RxToken, TxToken,
 };
@@ -39,6 +39,7 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpListenEndpoint, TcpPacket, Tcp
 
 use crate::offload::Offloads;
 use crate::packet::{ChecksumPlace, ETHERNET_HEADER, PROTOCOL_TCP, Segment, TCP_HEADER, TcpFlags, put_ipv4};
+use crate::ring_socket::RingSocket;
 
 /// What all connections share.
 pub(crate) struct Engine {
@@ -55,9 +56,6 @@ const EPOCH: Duration = Duration::from_secs(1);
 
 /// How long our SYN-ACK may stay unanswered. A guest that takes longer than this over a link without distance never meant it.
 const HANDSHAKE: Duration = Duration::from_secs(30);
-
-/// Octets through the rings up to which a socket is kept.
-const WORTH_KEEPING: usize = 32 * 1024;
 
 /// How long a guest whose shut window holds us up may be silent once no other timer runs.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -193,8 +191,7 @@ pub(crate) struct Rest {
 }
 
 pub(crate) struct Flow {
-    sockets: SocketSet<'static>,
-    handle: SocketHandle,
+    socket: RingSocket,
     progress: Progress,
     /// Sequence number behind, and acknowledgement in, the last segment that was sent.
     last_sent: Rest,
@@ -212,38 +209,26 @@ pub(crate) struct Flow {
     wants_room: bool,
     /// The owner knows that the guest sends no more.
     end_told: bool,
-    /// Octets that went through the rings, at most.
-    touched: usize,
+    /// The rings were written to since their memory was given back.
+    touched: bool,
+    /// The sequence number behind the last octet that came within the window, in order or not.
+    furthest: Option<u32>,
     /// How long the guest may be silent once the connection is open.
     dead_after: Duration,
     /// How long the guest may be silent before it is asked for a sign of life.
     keepalive: Duration,
 }
 
-/// A socket without a connection.
-///
-/// Rings are zeroed memory, which the system gives untouched and takes nothing for until it is written to. Once freed, the allocator
-/// would give the same memory again and write zeroes all over it: then an idle connection costs its whole rings, and opening
-/// one takes long. So sockets are kept whose rings were hardly used.
-pub(crate) struct Spare {
-    sockets: SocketSet<'static>,
-    handle: SocketHandle,
-}
-
-impl Spare {
-    pub(crate) fn new(options: &FlowOptions) -> Spare {
-        let receive = tcp::SocketBuffer::new(vec![0; window_ring(options.receive_buffer)]);
-        let send = tcp::SocketBuffer::new(vec![0; options.send_buffer]);
-        let mut socket = tcp::Socket::new(receive, send);
-        socket.set_nagle_enabled(false);
-        socket.set_ack_delay(None);
-        // The guest is next to us: nothing in between could be congested. 2 MB at MTU 1500 took 0.01 s without control and 0.44 s with Reno
-        // or Cubic (in a simulation without latency); where every hundredth frame was lost, 1.0, 8.9 and 7.2 s.
-        socket.set_congestion_control(tcp::CongestionControl::None);
-        let mut sockets = SocketSet::new(Vec::with_capacity(1));
-        let handle = sockets.add(socket);
-        Spare { sockets, handle }
-    }
+/// A socket without a connection. It is kept for the next one: a mapping need not be made then.
+pub(crate) fn spare(options: &FlowOptions) -> RingSocket {
+    let mut spare = RingSocket::new(window_ring(options.receive_buffer), options.send_buffer);
+    let socket = spare.get_mut();
+    socket.set_nagle_enabled(false);
+    socket.set_ack_delay(None);
+    // The guest is next to us: nothing in between could be congested. 2 MB at MTU 1500 took 0.01 s without control and 0.44 s with Reno
+    // or Cubic (in a simulation without latency); where every hundredth frame was lost, 1.0, 8.9 and 7.2 s.
+    socket.set_congestion_control(tcp::CongestionControl::None);
+    spare
 }
 
 /// What the owner of a connection should hear of, since it last did.
@@ -259,12 +244,11 @@ impl Flow {
     pub(crate) fn accept(
         engine: &mut Engine,
         now: Instant,
-        (spare, options): (Spare, &FlowOptions),
+        (mut socket, options): (RingSocket, &FlowOptions),
         local: SocketAddr,
         syn: &[u8],
         scratch: &mut Scratch,
     ) -> Flow {
-        let Spare { mut sockets, handle } = spare;
         let address = match local.ip() {
             IpAddr::V4(address) => Some(IpAddress::Ipv4(address)),
             // smoltcp is built without IPv6; no segment of a v6 connection comes this far.
@@ -272,13 +256,11 @@ impl Flow {
         };
         // Fails only for port 0, which no segment has. It also forgets all that the socket was before.
         let listener = IpListenEndpoint { addr: address, port: local.port() };
-        let socket = sockets.get_mut::<tcp::Socket<'_>>(handle);
-        let _ = socket.listen(listener);
-        socket.set_timeout(Some(to_stack_duration(options.dead_after.min(HANDSHAKE))));
-        socket.set_keep_alive(Some(to_stack_duration(options.keepalive)));
+        let _ = socket.get_mut().listen(listener);
+        socket.get_mut().set_timeout(Some(to_stack_duration(options.dead_after.min(HANDSHAKE))));
+        socket.get_mut().set_keep_alive(Some(to_stack_duration(options.keepalive)));
         let mut flow = Flow {
-            sockets,
-            handle,
+            socket,
             progress: Progress::Opening,
             last_sent: Rest { next_send: 0, next_receive: 0 },
             guest_end: None,
@@ -288,7 +270,8 @@ impl Flow {
             known: 0,
             wants_room: false,
             end_told: false,
-            touched: 0,
+            touched: false,
+            furthest: None,
             dead_after: options.dead_after,
             keepalive: options.keepalive,
         };
@@ -312,9 +295,6 @@ impl Flow {
         scratch: &mut Scratch,
         mut reply: impl FnMut(&mut Scratch),
     ) {
-        // A small piece far ahead touches a page of its own.
-        let touched = if segment.data.is_empty() { 0 } else { segment.data.len().max(1024) };
-        self.touched = self.touched.saturating_add(touched);
         let end = segment.sequence.wrapping_add(segment.sequence_len());
         if let Some(guest_end) = self.guest_end
             && !segment.data.is_empty()
@@ -322,6 +302,7 @@ impl Flow {
         {
             return;
         }
+        self.note_data(segment);
         let queued = self.socket().send_queue();
         let shuts_behind = self.shuts_behind(segment);
         let window = if shuts_behind { 1 } else { window(segment) };
@@ -359,7 +340,7 @@ impl Flow {
         }
         let at = engine.stack_time(now);
         let mut port = engine.port(None, scratch);
-        engine.interface.poll_egress(at, &mut port, &mut self.sockets);
+        self.socket.egress(&mut engine.interface, at, &mut port);
         let sent = !scratch.frame().is_empty();
         if sent {
             self.note_sent(scratch);
@@ -382,7 +363,7 @@ impl Flow {
             Progress::Over { .. } | Progress::Reset | Progress::Aborted => return None,
         }
         let at = engine.stack_time(now);
-        let due = engine.interface.poll_at(at, &self.sockets)?;
+        let due = self.socket.poll_at(&mut engine.interface, at)?;
         Some(engine.std_time(due)?.max(now + SOONEST))
     }
 
@@ -422,7 +403,7 @@ impl Flow {
     pub(crate) fn send(&mut self, data: &[u8]) -> usize {
         let sent = if self.close_later { 0 } else { self.socket_mut().send_slice(data).unwrap_or(0) };
         self.wants_room |= sent < data.len();
-        self.touched = self.touched.saturating_add(sent);
+        self.touched |= sent > 0;
         sent
     }
 
@@ -438,10 +419,29 @@ impl Flow {
         self.close_in_time();
     }
 
-    /// The socket, for another connection; `None` if it is better freed.
-    pub(crate) fn recycle(mut self) -> Option<Spare> {
+    /// Whether its rings hold memory.
+    pub(crate) fn is_touched(&self) -> bool {
+        self.touched
+    }
+
+    /// Gives the memory of the rings back, if nothing is in them. What comes later takes it anew.
+    pub(crate) fn give_back(&mut self) {
+        if self.is_settled() {
+            self.socket.give_back();
+            self.touched = false;
+        }
+    }
+
+    /// The socket, for another connection.
+    pub(crate) fn recycle(mut self) -> RingSocket {
         self.abort();
-        (self.touched <= WORTH_KEEPING).then_some(Spare { sockets: self.sockets, handle: self.handle })
+        // Nobody wants what is in the rings any more; listening empties them. It cannot fail for a socket that was aborted.
+        let _ = self.socket_mut().listen(IpListenEndpoint { addr: None, port: 1 });
+        self.abort();
+        if self.touched {
+            self.socket.give_back();
+        }
+        self.socket
     }
 
     /// RST with the next [`Flow::emit`].
@@ -450,11 +450,43 @@ impl Flow {
     }
 
     fn socket(&self) -> &tcp::Socket<'static> {
-        self.sockets.get(self.handle)
+        self.socket.get()
     }
 
     fn socket_mut(&mut self) -> &mut tcp::Socket<'static> {
-        self.sockets.get_mut(self.handle)
+        self.socket.get_mut()
+    }
+
+    /// Remembers how far data has come.
+    fn note_data(&mut self, segment: &Segment<'_>) {
+        if segment.data.is_empty() {
+            return;
+        }
+        self.touched = true;
+        let next = self.last_sent.next_receive;
+        let room = u32::try_from(self.socket().recv_capacity()).unwrap_or(u32::MAX);
+        let start = segment.sequence.wrapping_sub(next);
+        let end = start.wrapping_add(segment.sequence_len());
+        let is_old = end == 0 || end >= 1 << 31;
+        let is_beyond = start < 1 << 31 && start > room;
+        if is_old || is_beyond {
+            return;
+        }
+        // What lies beyond the window was cut off.
+        let end = end.min(room + 1);
+        let known = self.furthest.map_or(0, |furthest| furthest.wrapping_sub(next));
+        if known >= 1 << 31 || end > known {
+            self.furthest = Some(next.wrapping_add(end));
+        }
+    }
+
+    /// Nothing is in the rings, and nothing has come out of order that was not acknowledged since.
+    fn is_settled(&self) -> bool {
+        let acknowledged =
+            |end: u32| end.wrapping_sub(self.last_sent.next_receive).wrapping_sub(1) >= 1 << 31;
+        self.socket().recv_queue() == 0
+            && self.socket().send_queue() == 0
+            && self.furthest.is_none_or(acknowledged)
     }
 
     fn fin_taken(&self) -> bool {
@@ -475,7 +507,7 @@ impl Flow {
         let queued = self.socket().send_queue();
         let at = engine.stack_time(now);
         let mut port = engine.port(Some(packet), scratch);
-        engine.interface.poll_ingress_single(at, &mut port, &mut self.sockets);
+        self.socket.ingress(&mut engine.interface, at, &mut port);
         let acknowledged = queued.saturating_sub(self.socket().send_queue());
         self.unacknowledged =
             self.unacknowledged.wrapping_add(u32::try_from(acknowledged).unwrap_or(u32::MAX));

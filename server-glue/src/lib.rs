@@ -39,6 +39,7 @@ mod passage;
 pub mod proxy;
 mod registry;
 mod relay;
+mod ring_socket;
 mod sasl;
 pub mod session;
 mod standalone;

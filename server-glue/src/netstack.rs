@@ -56,11 +56,12 @@ use spice_proto::service_info::ServiceInfo;
 
 use crate::dhcp::{DhcpConfig, DhcpServer};
 use crate::ethernet::{DHCP_CLIENT_PORT, DHCP_SERVER_PORT, Edge, Upward};
-use crate::flow::{Engine, Flow, FlowOptions, Progress, Rest, Scratch, Spare, keep_syn};
+use crate::flow::{Engine, Flow, FlowOptions, Progress, Rest, Scratch, keep_syn, spare};
 use crate::names::dns::streams::Streams;
 use crate::names::{self, Names, mdns};
 use crate::offload::{CardFrame, Offloads};
 use crate::packet::{Segment, TcpFlags, Unreachable, put_tcp, put_udp, put_udp_ttl};
+use crate::ring_socket::RingSocket;
 use crate::table::{Content, Held, Pair, Table, Timer};
 
 pub use self::dns::{DomainFault, NameFound};
@@ -71,6 +72,9 @@ pub use crate::table::FlowId;
 
 /// How long an address pair rests after we closed it first. The guest is the only link away, so no segment lives longer.
 const TIME_WAIT: Duration = Duration::from_secs(10);
+
+/// How long a connection must be quiet before its rings give their memory back, which it takes anew afterwards: a microsecond for each 4 KiB.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// Most sockets kept for the next connections.
 const SPARES: usize = 1024;
@@ -151,7 +155,7 @@ pub struct Netstack {
     names: Names,
     table: Table,
     /// Sockets of connections that are gone, for the next ones.
-    spares: Vec<Spare>,
+    spares: Vec<RingSocket>,
     events: VecDeque<NetEvent>,
     has_dns: bool,
     /// Connections to the DNS server.
@@ -247,7 +251,7 @@ impl Netstack {
     /// Lets the guest connect. The handshake goes on by itself; a `send` before its end takes nothing, and `Writable` comes with it.
     pub fn accept(&mut self, now: Instant, flow: FlowId) {
         let Some(held) = self.table.take_held(flow) else { return };
-        let spare = self.spares.pop().unwrap_or_else(|| Spare::new(&self.options));
+        let spare = self.spares.pop().unwrap_or_else(|| spare(&self.options));
         let accepted = Flow::accept(
             &mut self.engine,
             now,
@@ -289,6 +293,7 @@ impl Netstack {
         let Some(connection) = self.table.connection_mut(flow) else { return 0 };
         let taken = connection.flow.recv(take);
         if taken > 0 {
+            self.table.stir(flow, now + IDLE);
             // The window may have opened.
             self.table.make_ready(flow.slot());
             self.settle(now, flow.slot());
@@ -297,10 +302,11 @@ impl Netstack {
     }
 
     /// Gives octets for the guest; returns how many were taken. Fewer than given: `Writable` will come.
-    pub fn send(&mut self, _now: Instant, flow: FlowId, data: &[u8]) -> usize {
+    pub fn send(&mut self, now: Instant, flow: FlowId, data: &[u8]) -> usize {
         let Some(connection) = self.table.connection_mut(flow) else { return 0 };
         let taken = connection.flow.send(data);
         if taken > 0 {
+            self.table.stir(flow, now + IDLE);
             self.table.make_ready(flow.slot());
         }
         taken
@@ -398,6 +404,7 @@ impl Netstack {
             match timer {
                 Timer::Rest(_) => {}
                 Timer::Slot(slot) => self.slot_due(slot),
+                Timer::Tidy(flow) => self.table.tidy(flow, now + IDLE),
             }
         }
         self.names.handle_timeout(now, &mut self.counters);
@@ -524,6 +531,7 @@ impl Netstack {
                     }
                     edge.send_frame(counters, reply.frame());
                 });
+                self.table.stir(flow, now + IDLE);
                 self.table.make_ready(slot);
                 self.settle(now, slot);
             }
@@ -661,7 +669,7 @@ impl Netstack {
         if let Some(flow) = self.table.release(slot)
             && self.spares.len() < SPARES
         {
-            self.spares.extend(flow.recycle());
+            self.spares.push(flow.recycle());
         }
     }
 

@@ -42,6 +42,8 @@ impl Pair {
 pub(crate) enum Timer {
     Slot(u32),
     Rest(Pair),
+    /// To look whether it is idle.
+    Tidy(FlowId),
 }
 
 /// What a place has.
@@ -72,8 +74,20 @@ pub(crate) struct Connection {
     pub(crate) owned: bool,
     half_open: bool,
     timer: Option<Instant>,
+    tidying: Tidying,
     pub(crate) readable_queued: bool,
     pub(crate) writable_queued: bool,
+}
+
+/// How far a connection is from giving its memory back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tidying {
+    /// There is nothing to give, or something stands in the way; the next octet asks again.
+    No,
+    /// The timer at this time runs, and data moved since it was set.
+    Stirred(Instant),
+    /// The timer at this time runs, and nothing moved since.
+    Quiet(Instant),
 }
 
 impl Connection {
@@ -226,6 +240,7 @@ impl Table {
             owned: true,
             half_open: true,
             timer: None,
+            tidying: Tidying::No,
             readable_queued: false,
             writable_queued: false,
         };
@@ -259,6 +274,12 @@ impl Table {
     pub(crate) fn release(&mut self, slot: u32) -> Option<Flow> {
         self.opened(slot);
         self.unlink(slot);
+        let id = self.id(slot);
+        if let Some(connection) = self.connection_at(slot)
+            && let Tidying::Stirred(at) | Tidying::Quiet(at) = connection.tidying
+        {
+            self.timers.remove(&(at, Timer::Tidy(id)));
+        }
         let place = self.slots.get_mut(slot as usize)?;
         place.generation = place.generation.wrapping_add(1);
         let content = std::mem::replace(&mut place.content, Content::Free);
@@ -324,6 +345,35 @@ impl Table {
         }
     }
 
+    /// A connection's data moves. Whether that was the last for a while is seen at `look_at`.
+    pub(crate) fn stir(&mut self, flow: FlowId, look_at: Instant) {
+        let Some(connection) = self.connection_mut(flow) else { return };
+        match connection.tidying {
+            Tidying::No if connection.flow.is_touched() => {
+                connection.tidying = Tidying::Quiet(look_at);
+                self.timers.insert((look_at, Timer::Tidy(flow)));
+            }
+            Tidying::Quiet(at) => connection.tidying = Tidying::Stirred(at),
+            Tidying::No | Tidying::Stirred(_) => {}
+        }
+    }
+
+    /// A look at a connection that stirred. Unless it is idle now, there is another at `again`.
+    pub(crate) fn tidy(&mut self, flow: FlowId, again: Instant) {
+        let Some(connection) = self.connection_mut(flow) else { return };
+        match connection.tidying {
+            Tidying::Stirred(_) => {
+                connection.tidying = Tidying::Quiet(again);
+                self.timers.insert((again, Timer::Tidy(flow)));
+            }
+            Tidying::Quiet(_) => {
+                connection.tidying = Tidying::No;
+                connection.flow.give_back();
+            }
+            Tidying::No => {}
+        }
+    }
+
     pub(crate) fn next_due(&self) -> Option<Instant> {
         self.timers.first().map(|(at, _)| *at)
     }
@@ -344,6 +394,7 @@ impl Table {
             Timer::Rest(pair) => {
                 self.resting.remove(&pair);
             }
+            Timer::Tidy(_) => {}
         }
         Some(timer)
     }
