@@ -66,7 +66,7 @@ impl Pair {
         }
         for _ in 0..64 {
             let Some(frame) = self.net.poll_transmit(self.now) else { break };
-            self.guest.handle_frame(self.now, frame);
+            self.guest.handle_frame(self.now, &frame);
             moved = true;
         }
         while self.guest.poll_event().is_some() {}

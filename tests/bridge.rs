@@ -201,7 +201,7 @@ impl World {
             }
             self.bridge.advance(self.now);
             while let Some(frame) = self.bridge.poll_guest_frame(self.now) {
-                self.guest.handle_frame(self.now, frame);
+                self.guest.handle_frame(self.now, &frame);
                 moved = true;
             }
             while let Some(event) = self.guest.poll_event() {

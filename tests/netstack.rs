@@ -158,7 +158,7 @@ impl World {
         for _ in 0..16 {
             let Some(frame) = self.net.poll_transmit(self.now) else { break };
             if !self.cut {
-                self.guest.handle_frame(self.now, frame);
+                self.guest.handle_frame(self.now, &frame);
             }
             self.frames += 1;
             moved = true;

@@ -65,6 +65,8 @@ mod edge_tests;
 #[cfg(test)]
 mod hostile_tests;
 #[cfg(test)]
+mod offload_tests;
+#[cfg(test)]
 mod script;
 #[cfg(test)]
 mod tcp_tests;

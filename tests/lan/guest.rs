@@ -26,10 +26,15 @@ pub(crate) struct Job(pub(crate) String);
 impl Guest {
     /// With an address, and nothing else.
     pub(crate) async fn boot(more: &[&str]) -> Self {
+        Self::boot_on("tap:tap0", more).await
+    }
+
+    /// The same, with tap0 used otherwise.
+    pub(crate) async fn boot_on(nic: &str, more: &[&str]) -> Self {
         let machine = Machine::boot("guest", "").await;
         let socket = machine.path("spice.sock").display().to_string();
         let listen = format!("unix:{socket}");
-        let always = ["serve", "--standalone", "--nic", "tap:tap0", "--listen", &listen];
+        let always = ["serve", "--standalone", "--nic", nic, "--listen", &listen];
         let mut serve = machine.tunnel(&[&always[..], more].concat());
         serve.line("that it is up", |line| line.contains("the virtual network is up").then_some(())).await;
         let guest =

@@ -70,6 +70,70 @@ async fn a_kernel_gets_an_address_and_a_hundred_megabytes() {
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
 }
 
+/// Octets and packets that the guest has got from its card and given to it.
+async fn traffic(machine: &Machine) -> [u64; 4] {
+    let said = machine.sh("ip -s -j link show tap0").await;
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let count = |way: &str, what: &str| said[0]["stats64"][way][what].as_u64().unwrap();
+    [count("rx", "bytes"), count("rx", "packets"), count("tx", "bytes"), count("tx", "packets")]
+}
+
+/// With offloads the guest's kernel and we pass each other segments that no wire would take; without, packets of the MTU. Either way
+/// every octet arrives, in both directions at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn long_segments_pass_whole_unless_they_may_not() {
+    const BYTES: usize = 30_000_090;
+
+    for (nic, whole) in [("tap:tap0", true), ("tap:tap0,offload=off", false)] {
+        let lan = Lan::new().await;
+        let mut desk = Desk::new(&lan).await;
+        let guest = Guest::boot_on(nic, &["--mtu", "1500"]).await;
+        let at = SocketAddr::new(super::network::addresses(10)[0], 7000);
+        let listener = desk.machine.listen(at);
+        // What comes goes back, hashed on its way by nobody but the guest.
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let (mut read, mut write) = stream.split();
+            tokio::io::copy(&mut read, &mut write).await.unwrap();
+            write.shutdown().await.unwrap();
+        });
+        let at = desk.share(&guest, &[at], &[]).await[0];
+        let before = traffic(&guest.machine).await;
+        let (mut read, mut write) =
+            soon("a connection", guest.machine.connect(at)).await.unwrap().into_split();
+        let sent = tokio::spawn(async move {
+            let block: Vec<u8> =
+                (0..1_000_003u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+            let mut hash = Sha256::new();
+            for _ in 0..BYTES / block.len() {
+                write.write_all(&block).await.unwrap();
+                hash.update(&block);
+            }
+            write.shutdown().await.unwrap();
+            hash.finish()
+        });
+        let (mut hash, mut got, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
+        loop {
+            let read = soon("bytes", read.read(&mut buffer)).await.unwrap();
+            if read == 0 {
+                break;
+            }
+            hash.update(&buffer[..read]);
+            got += read;
+        }
+        assert_eq!((got, hash.finish()), (BYTES, sent.await.unwrap()), "{nic}");
+        let after = traffic(&guest.machine).await;
+        let [rx, rx_packets, tx, tx_packets] = std::array::from_fn(|n| after[n] - before[n]);
+        // Acknowledgements are among the packets, so that even long segments have a modest average.
+        let long = |bytes: u64, packets: u64| bytes > 1514 * packets;
+        assert_eq!(
+            (long(rx, rx_packets), long(tx, tx_packets)),
+            (whole, whole),
+            "{nic}: {before:?} {after:?}"
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_device_is_made_again_if_it_was_ours_and_waited_for_if_it_was_not() {
     let mut ours = Guest::boot(MTU).await;

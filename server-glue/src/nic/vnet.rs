@@ -53,3 +53,46 @@ pub(super) fn header(frame: &CardFrame<'_>) -> [u8; HEADER] {
 fn short(octets: usize) -> u16 {
     u16::try_from(octets).unwrap_or(u16::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::script::{ACK, tcp};
+
+    #[test]
+    fn what_is_left_open_is_said() {
+        let frame = tcp(ACK, 1, 2).options(&[1, 1, 1, 1]).data(&[9; 3000]).frame();
+        let whole = CardFrame::whole(&frame);
+        assert_eq!(header(&whole), [0; HEADER]);
+        let vouched = CardFrame { vouched: true, ..whole };
+        let [flags, kind, rest @ ..] = header(&vouched);
+        let fields = rest.as_chunks::<2>().0.iter().map(|field| u16::from_ne_bytes(*field));
+        assert_eq!((flags, kind, fields.collect::<Vec<_>>()), (1, 0, vec![58, 0, 34, 16]));
+        let cut = CardFrame { segment: NonZeroU16::new(1460), ..vouched };
+        let [flags, kind, rest @ ..] = header(&cut);
+        let fields = rest.as_chunks::<2>().0.iter().map(|field| u16::from_ne_bytes(*field));
+        assert_eq!((flags, kind, fields.collect::<Vec<_>>()), (1, 1, vec![58, 1460, 34, 16]));
+    }
+
+    #[test]
+    fn what_comes_is_believed_as_far_as_it_was_asked_for() {
+        let record = |flags: u8, kind: u8, size: u16| {
+            let [s0, s1] = size.to_ne_bytes();
+            [&[flags, kind, 0, 0, s0, s1, 0xff, 0xff, 0xff, 0xff][..], b"frame"].concat()
+        };
+        let seen =
+            |record: &[u8]| parse(record).map(|frame| (frame.vouched, frame.segment.map(NonZeroU16::get)));
+        assert_eq!(parse(&record(0, 0, 0)).unwrap().bytes, b"frame");
+        assert_eq!(seen(&record(0, 0, 0)), Some((false, None)));
+        assert_eq!(seen(&record(NEEDS_CSUM, 0, 7)), Some((true, None)));
+        assert_eq!(seen(&record(DATA_VALID, 0, 0)), Some((true, None)));
+        assert_eq!(seen(&record(NEEDS_CSUM, GSO_TCPV4 | GSO_ECN, 1400)), Some((true, Some(1400))));
+        assert_eq!(seen(&record(NEEDS_CSUM, GSO_TCPV4, 0)), None, "pieces of nothing");
+        for kind in [2, 3, 4, 5, 0x7f] {
+            assert_eq!(seen(&record(NEEDS_CSUM, kind, 1400)), None, "kind {kind}");
+        }
+        for short in 0..HEADER {
+            assert_eq!(parse(&record(0, 0, 0)[..short]), None);
+        }
+    }
+}

@@ -12,6 +12,26 @@ fn names() {
 }
 
 #[test]
+fn specs() {
+    for (text, name, offload) in [
+        ("tap0", "tap0", true),
+        ("tap0,offload=on", "tap0", true),
+        ("tap0,offload=off", "tap0", false),
+        ("a,b", "a,b", true),
+        ("a,b,offload=off", "a,b", false),
+    ] {
+        let spec: TapSpec = text.parse().unwrap();
+        assert_eq!((spec.name.to_string().as_str(), spec.offload), (name, offload));
+        assert_eq!(spec.to_string().parse(), Ok(spec));
+    }
+    for wrong in ["tap0,offload=maybe", "tap0,queues=2", "tap0,offload=off,offload=x"] {
+        let error = wrong.parse::<TapSpec>().unwrap_err().to_string();
+        assert!(error.contains("expected offload=on or offload=off"), "{error}");
+    }
+    assert!(matches!(",offload=off".parse::<TapSpec>(), Err(TapSpecError::Name(_))));
+}
+
+#[test]
 fn what_a_write_says() {
     let error = |code| sent(Err(io::Error::from_raw_os_error(code)));
     const EIO: i32 = 5;
