@@ -57,6 +57,9 @@ const EPOCH: Duration = Duration::from_secs(1);
 /// How long our SYN-ACK may stay unanswered. A guest that takes longer than this over a link without distance never meant it.
 const HANDSHAKE: Duration = Duration::from_secs(30);
 
+/// Octets through the rings of a connection that is over up to which the next one gets their memory as it is.
+const WORTH_KEEPING: usize = 16 * 1024;
+
 /// How long a guest whose shut window holds us up may be silent once no other timer runs.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -209,8 +212,8 @@ pub(crate) struct Flow {
     wants_room: bool,
     /// The owner knows that the guest sends no more.
     end_told: bool,
-    /// The rings were written to since their memory was given back.
-    touched: bool,
+    /// Octets that were written to the rings since their memory was given back.
+    touched: usize,
     /// The sequence number behind the last octet that came within the window, in order or not.
     furthest: Option<u32>,
     /// How long the guest may be silent once the connection is open.
@@ -270,7 +273,7 @@ impl Flow {
             known: 0,
             wants_room: false,
             end_told: false,
-            touched: false,
+            touched: 0,
             furthest: None,
             dead_after: options.dead_after,
             keepalive: options.keepalive,
@@ -403,7 +406,7 @@ impl Flow {
     pub(crate) fn send(&mut self, data: &[u8]) -> usize {
         let sent = if self.close_later { 0 } else { self.socket_mut().send_slice(data).unwrap_or(0) };
         self.wants_room |= sent < data.len();
-        self.touched |= sent > 0;
+        self.touched = self.touched.saturating_add(sent);
         sent
     }
 
@@ -421,14 +424,14 @@ impl Flow {
 
     /// Whether its rings hold memory.
     pub(crate) fn is_touched(&self) -> bool {
-        self.touched
+        self.touched > 0
     }
 
     /// Gives the memory of the rings back, if nothing is in them. What comes later takes it anew.
     pub(crate) fn give_back(&mut self) {
         if self.is_settled() {
             self.socket.give_back();
-            self.touched = false;
+            self.touched = 0;
         }
     }
 
@@ -438,7 +441,7 @@ impl Flow {
         // Nobody wants what is in the rings any more; listening empties them. It cannot fail for a socket that was aborted.
         let _ = self.socket_mut().listen(IpListenEndpoint { addr: None, port: 1 });
         self.abort();
-        if self.touched {
+        if self.touched > WORTH_KEEPING {
             self.socket.give_back();
         }
         self.socket
@@ -462,7 +465,8 @@ impl Flow {
         if segment.data.is_empty() {
             return;
         }
-        self.touched = true;
+        // A small piece far ahead touches a page of its own.
+        self.touched = self.touched.saturating_add(segment.data.len().max(1024));
         let next = self.last_sent.next_receive;
         let room = u32::try_from(self.socket().recv_capacity()).unwrap_or(u32::MAX);
         let start = segment.sequence.wrapping_sub(next);
