@@ -69,7 +69,7 @@ pub struct ServeArgs {
 
     /// The VM's extra card: connect:PATH where QEMU listens (-netdev stream,server=on), listen:PATH where QEMU connects
     /// (server=off), fd:N for a stream socket that was passed to this program, connected or listening, tap:NAME for a TAP
-    /// device of this machine
+    /// device of this machine (tap:NAME,offload=off: without leaving checksums and the cutting of long segments to the kernel)
     #[arg(long, value_name = "SPEC")]
     nic: CardPlace,
 

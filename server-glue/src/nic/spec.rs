@@ -52,7 +52,7 @@ impl fmt::Display for NicSpec {
 pub enum NicSpecError {
     /// None of the kinds, or nothing behind the colon.
     #[error(
-        "\"{0}\" names no NIC: expected listen:PATH (QEMU connects, server=off), connect:PATH (QEMU listens, server=on) or tap:NAME"
+        "\"{0}\" names no NIC: expected listen:PATH (QEMU connects, server=off), connect:PATH (QEMU listens, server=on) or tap:NAME[,offload=off]"
     )]
     Unknown(String),
     /// No device can have this name, or what stands behind it means nothing.
