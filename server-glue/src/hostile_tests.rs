@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use crate::offload::Offloads;
+
 use crate::netstack::{FlowId, NetEvent};
 use crate::packet::{Frame, Payload};
 use crate::script::{
@@ -125,6 +127,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 /// The octet that always stands at a place of a stream.
+const MTU: u16 = 1500;
+
 fn octet(at: u32) -> u8 {
     at.wrapping_mul(2_654_435_761).to_be_bytes()[0]
 }
@@ -156,13 +160,15 @@ struct Play {
 }
 
 impl Play {
-    fn new() -> Play {
-        let script = Script::with(|config| {
+    fn new(offloads: Offloads) -> Play {
+        let mut script = Script::with(|config| {
+            config.mtu = MTU;
             config.receive_buffer = 20_000;
             config.send_buffer = 20_000;
             config.max_flows = 8;
             config.max_half_open = 4;
         });
+        script.net.set_offloads(offloads);
         Play { script, sides: HashMap::new(), flows: Vec::new(), dead: HashSet::new() }
     }
 
@@ -228,8 +234,11 @@ impl Play {
 
     fn drain(&mut self, limit: usize) {
         for _ in 0..limit {
-            let Some(frame) = self.script.net.poll_transmit(self.script.now).map(|frame| frame.to_vec())
-            else {
+            let Some(frame) = self.script.net.poll_transmit(self.script.now).map(|frame| {
+                let longest = if frame.segment.is_some() { u16::MAX } else { MTU };
+                assert!(frame.len() <= 14 + usize::from(longest));
+                frame.summed()
+            }) else {
                 break;
             };
             let Payload::Ipv4(packet) = Frame::parse(&frame).unwrap().payload else { continue };
@@ -410,8 +419,8 @@ proptest! {
     }
 
     #[test]
-    fn any_game_keeps_its_rules(steps in steps()) {
-        let mut play = Play::new();
+    fn any_game_keeps_its_rules(steps in steps(), offload: bool) {
+        let mut play = Play::new(if offload { Offloads::ALL } else { Offloads::NONE });
         for step in steps {
             play.step(step);
         }

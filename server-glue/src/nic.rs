@@ -43,7 +43,6 @@ use self::stream::StreamCard;
 #[cfg(feature = "tap")]
 use self::tap::{TapCard, TapError};
 use crate::offload::{CardFrame, Offloads};
-use crate::packet::ChecksumPlace;
 
 /// Longest frame, in octets. QEMU's `NET_BUFSIZE`.
 pub const MAX_FRAME: usize = 69_632;
@@ -318,13 +317,10 @@ impl Nic {
 }
 
 fn show(tap: &mut FrameTap, way: Way, frame: &CardFrame<'_>) {
-    match frame.vouched.then(|| ChecksumPlace::of(frame)).flatten() {
-        Some(place) => {
-            let mut summed = frame.to_vec();
-            place.complete(&mut summed);
-            tap(way, &summed);
-        }
-        None => tap(way, frame),
+    if frame.vouched {
+        tap(way, &frame.summed());
+    } else {
+        tap(way, frame);
     }
 }
 

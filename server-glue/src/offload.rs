@@ -7,6 +7,8 @@
 use std::num::NonZeroU16;
 use std::ops::Deref;
 
+use crate::packet::ChecksumPlace;
+
 /// What a card can be left to do with frames for the guest. From the guest it may always leave the same open.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Offloads {
@@ -39,6 +41,17 @@ impl<'a> CardFrame<'a> {
     /// A frame of which nothing is left open.
     pub fn whole(bytes: &'a [u8]) -> CardFrame<'a> {
         CardFrame { bytes, vouched: false, segment: None }
+    }
+}
+
+impl CardFrame<'_> {
+    /// The frame with its checksum in place; a segment to be cut stays whole.
+    pub fn summed(&self) -> Vec<u8> {
+        let mut bytes = self.bytes.to_vec();
+        if let Some(place) = self.vouched.then(|| ChecksumPlace::of(self.bytes)).flatten() {
+            place.complete(&mut bytes);
+        }
+        bytes
     }
 }
 

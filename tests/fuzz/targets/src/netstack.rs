@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use server_glue::netstack::{FlowId, NetConfig, NetEvent, Netstack};
+use server_glue::offload::{CardFrame, Offloads};
 
 use crate::input::Input;
 use crate::packet::{ACK, FIN, GUEST_IP, RST, SYN, Seen, Tcp, check, is_tcp, mend};
 
-/// Byte 0: the MTU; then operations, each a byte that chooses and the bytes it needs.
+/// Byte 0: the MTU, the rings, and whether the card does offloads; then operations, each a byte that chooses and the bytes it needs.
 ///
 /// The guest is no honest TCP: it sends any segment at any time, yet the same byte at the same sequence number always. So
 /// what the owner reads, and what the guest is sent, can be checked byte for byte, as can every checksum, every bound,
@@ -99,6 +100,8 @@ impl World {
         for (address, port) in SERVICES {
             net.publish(address.into(), port);
         }
+        let offloads = if choice & 0x80 == 0 { Offloads::NONE } else { Offloads::ALL };
+        net.set_offloads(offloads);
         World {
             net,
             gateway,
@@ -216,7 +219,8 @@ impl World {
                     mend(&mut frame);
                 }
                 self.wild |= is_tcp(&frame);
-                self.net.handle_frame(self.now, &frame);
+                let vouched = choice & 2 != 0;
+                self.net.handle_frame(self.now, CardFrame { vouched, ..CardFrame::whole(&frame) });
             }
         }
     }
@@ -304,7 +308,9 @@ impl World {
             }
             let mut idle = true;
             while let Some(frame) = self.net.poll_transmit(self.now) {
-                let seen = check(&frame, self.mtu);
+                let mtu = if frame.segment.is_some() { usize::from(u16::MAX) } else { self.mtu };
+                let frame = frame.summed();
+                let seen = check(&frame, mtu);
                 if let Seen::Tcp(segment) = seen {
                     look(&mut self.guest, &mut self.flows, &segment, self.wild);
                 }
