@@ -30,10 +30,12 @@ use tokio::time::timeout;
 use crate::registry::MainSession;
 use crate::stream::BoxStream;
 
-/// Bytes of one read. The server's side carries pictures.
-const FROM_SERVER: usize = 64 * 1024;
-/// Bytes of one read from the client.
-const FROM_CLIENT: usize = 16 * 1024;
+/// Bytes of one read at first. A VM has a dozen links, of which few carry pictures.
+const SMALL: usize = 16 * 1024;
+/// Bytes of one read where reads fill the buffer.
+const LARGE: usize = 256 * 1024;
+/// Reads in a row that would have fitted into the small buffer, after which it is the small one again.
+const FEW: u32 = 64;
 
 /// Longest body that is kept to be read whole. A list of this size has 2000 channels.
 const MOST_HELD: u32 = 4096;
@@ -98,13 +100,13 @@ pub(crate) async fn relay(
     let mut down = ToClient::new(header, between, main.clone());
     let (client_reads, client_writes) = tokio::io::split(client);
     let (server_reads, server_writes) = tokio::io::split(server);
-    let up = pump(client_reads, server_writes, FROM_CLIENT, |chunk, out| {
+    let up = pump(client_reads, server_writes, |chunk, out| {
         up.filter(chunk, out, |dropped| {
             tracing::warn!(peer, "client sent {dropped}, which would have killed QEMU; dropped");
-        });
+        })
     });
     let server_reads = io::Cursor::new(first).chain(server_reads);
-    let down = pump(server_reads, client_writes, FROM_SERVER, |chunk, out| down.filter(chunk, out));
+    let down = pump(server_reads, client_writes, |chunk, out| down.filter(chunk, out));
     both(up, down, || {
         if let Some(main) = main {
             main.session.end();
@@ -118,8 +120,8 @@ pub(crate) async fn relay(
 pub(crate) async fn relay_blindly(client: BoxStream, server: BoxStream) -> io::Result<()> {
     let (client_reads, client_writes) = tokio::io::split(client);
     let (server_reads, server_writes) = tokio::io::split(server);
-    let up = pump(client_reads, server_writes, FROM_CLIENT, |chunk, out| out.extend_from_slice(chunk));
-    let down = pump(server_reads, client_writes, FROM_SERVER, |chunk, out| out.extend_from_slice(chunk));
+    let up = pump(client_reads, server_writes, |_, _| Passes::AsItIs);
+    let down = pump(server_reads, client_writes, |_, _| Passes::AsItIs);
     both(up, down, || ()).await
 }
 
@@ -146,23 +148,43 @@ async fn both(
     rest.unwrap_or(Ok(()))
 }
 
+/// What becomes of a chunk of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Passes {
+    /// It lies within a body that passes: nothing was copied.
+    AsItIs,
+    /// What was appended to the other buffer goes in its place.
+    Instead,
+}
+
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    size: usize,
-    mut filter: impl FnMut(&[u8], &mut Vec<u8>),
+    mut filter: impl FnMut(&[u8], &mut Vec<u8>) -> Passes,
 ) -> io::Result<()> {
-    let mut buffer = vec![0; size];
-    let mut out = Vec::with_capacity(size);
+    let mut buffer = vec![0; SMALL];
+    let mut out = Vec::new();
+    let mut few = 0;
     loop {
         let n = from.read(&mut buffer).await?;
-        if n == 0 {
-            return to.shutdown().await;
-        }
+        let chunk = match buffer.get(..n) {
+            None | Some([]) => return to.shutdown().await,
+            Some(chunk) => chunk,
+        };
         out.clear();
-        filter(buffer.get(..n).unwrap_or(&[]), &mut out);
-        to.write_all(&out).await?;
+        match filter(chunk, &mut out) {
+            Passes::AsItIs => to.write_all(chunk).await?,
+            Passes::Instead => to.write_all(&out).await?,
+        }
         to.flush().await?;
+        few = if n <= SMALL { few + 1 } else { 0 };
+        if n == buffer.len() && n < LARGE {
+            buffer = vec![0; LARGE];
+            few = 0;
+        } else if few >= FEW && buffer.len() > SMALL {
+            buffer = vec![0; SMALL];
+            out = Vec::new();
+        }
     }
 }
 
@@ -217,8 +239,11 @@ impl ToServer {
         Self { skimmer: FrameSkimmer::new(header), asks, between, dropping: false }
     }
 
-    /// Appends what may pass, and reports what may not.
-    fn filter(&mut self, mut chunk: &[u8], out: &mut Vec<u8>, mut report: impl FnMut(Deadly)) {
+    /// Appends what may pass unless all does, and reports what may not.
+    fn filter(&mut self, mut chunk: &[u8], out: &mut Vec<u8>, mut report: impl FnMut(Deadly)) -> Passes {
+        if !self.dropping && self.skimmer.pass_body(chunk.len()) {
+            return Passes::AsItIs;
+        }
         while let Some(piece) = self.skimmer.next(&mut chunk) {
             match piece {
                 Skimmed::Header { header, .. } => match self.deadly(&header) {
@@ -241,6 +266,7 @@ impl ToServer {
                 }
             }
         }
+        Passes::Instead
     }
 
     fn deadly(&self, header: &Header) -> Option<Deadly> {
@@ -273,7 +299,11 @@ impl ToClient {
         Self { skimmer: FrameSkimmer::new(header), between, main, held: None }
     }
 
-    fn filter(&mut self, mut chunk: &[u8], out: &mut Vec<u8>) {
+    /// Appends what passes in place of the chunk, unless that does.
+    fn filter(&mut self, mut chunk: &[u8], out: &mut Vec<u8>) -> Passes {
+        if self.held.is_none() && self.skimmer.pass_body(chunk.len()) {
+            return Passes::AsItIs;
+        }
         while let Some(piece) = self.skimmer.next(&mut chunk) {
             match piece {
                 Skimmed::Header { header, .. } if header.size != 0 && self.interesting(&header) => {
@@ -293,6 +323,7 @@ impl ToClient {
                 },
             }
         }
+        Passes::Instead
     }
 
     fn interesting(&self, header: &Header) -> bool {

@@ -270,6 +270,17 @@ impl FrameSkimmer {
         FrameSkimmer { form, position: 0, state: SkimState::START }
     }
 
+    /// Steps over the next `bytes` of the stream, if all of them belong to the body of one message. `false`: they do not, and nothing has changed.
+    pub fn pass_body(&mut self, bytes: usize) -> bool {
+        let (SkimState::Body { left }, Ok(passed)) = (&self.state, u32::try_from(bytes)) else {
+            return false;
+        };
+        let Some(left) = left.checked_sub(passed) else { return false };
+        self.position = self.position.wrapping_add(u64::from(passed));
+        self.state = SkimState::after(left);
+        true
+    }
+
     /// Takes the next piece off the front of `chunk`. `None` when `chunk` is used up: then, bytes of a header that is not yet
     /// complete are inside of the skimmer, and come out with the header.
     pub fn next<'c>(&mut self, chunk: &mut &'c [u8]) -> Option<Skimmed<'c>> {

@@ -56,14 +56,49 @@ impl Pair {
 
     fn up(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        self.up.filter(bytes, &mut out, |_| ());
-        out
+        let passes = self.up.filter(bytes, &mut out, |_| ());
+        passed(passes, bytes, out)
     }
 
     fn down(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        self.down.filter(bytes, &mut out);
-        out
+        let passes = self.down.filter(bytes, &mut out);
+        passed(passes, bytes, out)
+    }
+}
+
+/// What goes on in place of `bytes`.
+fn passed(passes: Passes, bytes: &[u8], instead: Vec<u8>) -> Vec<u8> {
+    match passes {
+        Passes::AsItIs => {
+            assert!(instead.is_empty());
+            bytes.to_vec()
+        }
+        Passes::Instead => instead,
+    }
+}
+
+/// A body is not copied, unless it is read along or dropped.
+#[test]
+fn what_lies_within_a_body_passes_as_it_is() {
+    for form in FORMS {
+        let picture = message(form, 1, 304, &[7; 1000]);
+        let (head, body) = picture.split_at(picture.len() - 600);
+        let mut link = Pair::other(form);
+        let mut out = Vec::new();
+        assert_eq!(link.down.filter(head, &mut out), Passes::Instead);
+        assert_eq!(out, head);
+        out.clear();
+        assert_eq!(link.down.filter(&body[..599], &mut out), Passes::AsItIs);
+        // The last octet and the next message in one.
+        let rest = [&body[599..], &picture].concat();
+        assert_eq!(link.down.filter(&rest, &mut out), Passes::Instead);
+        assert_eq!(out, rest);
+        out.clear();
+        let deadly = message(form, 1, MIGRATE_FLUSH_MARK, &[7; 100]);
+        assert_eq!(link.up.filter(&deadly[..50], &mut out, |_| ()), Passes::Instead);
+        assert_eq!(link.up.filter(&deadly[50..60], &mut out, |_| ()), Passes::Instead);
+        assert!(out.is_empty(), "{out:?}");
     }
 }
 

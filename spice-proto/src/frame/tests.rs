@@ -281,3 +281,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_body_is_stepped_over_but_no_further() {
+    let mut skimmer = FrameSkimmer::new(HeaderForm::Mini);
+    assert!(!skimmer.pass_body(1), "a header comes first");
+    let mut bytes: &[u8] = &[9, 0, 10, 0, 0, 0];
+    assert!(matches!(skimmer.next(&mut bytes), Some(Skimmed::Header { .. })));
+    assert!(!skimmer.pass_body(11));
+    assert!(!skimmer.pass_body(usize::MAX));
+    assert!(skimmer.pass_body(4) && skimmer.pass_body(0) && skimmer.pass_body(6));
+    assert!(skimmer.between_messages() && !skimmer.pass_body(1));
+    let mut bytes: &[u8] = &[9, 0, 1, 0, 0, 0];
+    assert!(matches!(skimmer.next(&mut bytes), Some(Skimmed::Header { offset: 16, .. })));
+}
