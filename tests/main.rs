@@ -13,6 +13,7 @@ mod embed;
 mod fuzz_regressions;
 mod host_rewrite;
 mod lan;
+mod metrics;
 mod netstack;
 mod pki;
 mod presence;
@@ -25,6 +26,8 @@ mod record;
 mod replay;
 mod replay_netstack;
 mod sasl;
+#[path = "../benches/scale/model.rs"]
+mod scale_model;
 mod serve_start;
 mod serve_tls;
 mod session;
