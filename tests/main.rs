@@ -26,7 +26,6 @@ mod record;
 mod replay;
 mod replay_netstack;
 mod sasl;
-#[path = "../benches/scale/model.rs"]
 mod scale_model;
 mod serve_start;
 mod serve_tls;
