@@ -18,7 +18,7 @@ mod process;
 
 use std::io::{self, BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -244,7 +244,7 @@ impl Vm {
     }
 }
 
-async fn appears(path: &PathBuf) {
+async fn appears(path: &Path) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !path.exists() {
         assert!(Instant::now() < deadline, "serve did not listen within 30 s");
