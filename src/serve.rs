@@ -6,6 +6,7 @@ mod entrance;
 mod error;
 mod guest_dns;
 mod manager;
+mod metrics;
 pub mod presence;
 mod upstream;
 
@@ -22,6 +23,7 @@ use server_glue::netstack::{NetConfig, Netstack};
 use server_glue::nic::Nic;
 use server_glue::proxy::{Backend, Limits, Proxy, ProxyConfig, TunnelLink, TunnelPolicy};
 use server_glue::session::Session;
+use server_glue::status::observer;
 use spice_proto::names::Sender;
 use spice_proto::ticket::Password;
 use tokio::net::TcpListener;
@@ -33,9 +35,11 @@ use tracing::{info, warn};
 use self::certificate::Certificate;
 use self::check::CheckArgs;
 pub use self::entrance::{CardError, ListenError};
-use self::entrance::{CardPlace, EntranceArgs};
+use self::entrance::{CardPlace, EntranceArgs, Place};
 pub use self::error::Error;
 use self::guest_dns::GuestDnsArgs;
+pub use self::metrics::Metrics;
+use self::metrics::MetricsArgs;
 use self::upstream::UpstreamArgs;
 use crate::inherited::{Inherited, InheritedError};
 use crate::password;
@@ -116,6 +120,9 @@ pub struct ServeArgs {
     rotation: RotationArgs,
 
     #[command(flatten)]
+    metrics: MetricsArgs,
+
+    #[command(flatten)]
     check: CheckArgs,
 
     /// Sockets that were passed to the process.
@@ -129,7 +136,9 @@ impl ServeArgs {
     /// # Errors
     /// One that the arguments name was not passed.
     pub fn take_inherited(&mut self) -> Result<(), InheritedError> {
-        self.inherited = Inherited::take(self.entrance.descriptors().chain(self.nic.descriptor()))?;
+        let places = self.entrance.places().chain(&self.metrics.metrics);
+        let descriptors = places.filter_map(Place::descriptor).chain(self.nic.descriptor());
+        self.inherited = Inherited::take(descriptors)?;
         Ok(())
     }
 }
@@ -171,6 +180,7 @@ pub async fn run(mut args: ServeArgs, shutdown: CancellationToken) -> Result<(),
         let tls = matches!(listener, Listener::Tls(..));
         info!(address = %listener, tls, "listening for Spice clients");
     }
+    let metrics = args.metrics.open(&mut args.inherited).await?;
     for socket in args.inherited.unclaimed() {
         warn!(socket, "a socket was passed that no argument names");
     }
@@ -187,6 +197,7 @@ pub async fn run(mut args: ServeArgs, shutdown: CancellationToken) -> Result<(),
         max_connections: args.max_connections,
         presence: args.presence.into(),
         listeners,
+        metrics,
         capture: recorders.links.take(),
         capture_nic: recorders.frames.take(),
     });
@@ -224,6 +235,8 @@ pub struct Parts {
     pub presence: Presence,
     /// Where Spice clients connect.
     pub listeners: Vec<Listener>,
+    /// Where metrics are given out.
+    pub metrics: Option<Metrics>,
     /// Records the tunnel's links.
     pub capture: Option<record::Links>,
     /// Records the card's frames.
@@ -249,6 +262,7 @@ impl Parts {
             max_connections: DEFAULT_MAX_CONNECTIONS,
             presence: Presence::default(),
             listeners: vec![listener.into()],
+            metrics: None,
             capture: None,
             capture_nic: None,
         })
@@ -288,10 +302,16 @@ impl Server {
         if let Some(frames) = parts.capture_nic {
             nic.tap(move |way, frame| frames.note(way, frame));
         }
-        let session = Session::new(nic, Netstack::new(net), parts.book, parts.lease_file, channel, tunnels)
-            .while_away(parts.presence.away);
-        let session = tokio::spawn(session.run(shutdown.clone()));
+        let mut session =
+            Session::new(nic, Netstack::new(net), parts.book, parts.lease_file, channel, tunnels)
+                .while_away(parts.presence.away);
         let mut serving = JoinSet::new();
+        if let Some(metrics) = parts.metrics {
+            let (observer, observed) = observer();
+            session = session.observed(observed);
+            serving.spawn(metrics.serve(observer, proxy.clone(), shutdown.clone()));
+        }
+        let session = tokio::spawn(session.run(shutdown.clone()));
         for listener in parts.listeners {
             let (proxy, to_session, shutdown) = (proxy.clone(), to_session.clone(), shutdown.clone());
             serving.spawn(async move { proxy.serve(listener, to_session, shutdown).await });

@@ -68,3 +68,21 @@ fn its_scripts_are_there() {
         }
     }
 }
+
+/// What the unit for systemd starts, with the names of a VM in it.
+#[test]
+fn the_units_command_is_understood() {
+    const UNIT: &str = include_str!("../examples/operate/systemd/spice-tunnel@.service");
+
+    let joined = UNIT.replace("\\\n", " ");
+    let line =
+        |key: &str| joined.lines().find_map(|line| line.strip_prefix(key)).unwrap().replace("%i", "vm1");
+    let mut command = line("ExecStart=").replace("${STATE_DIRECTORY}", "/var/lib/spice-tunnel/vm1");
+    for (name, value) in line("Environment=").split(' ').map(|one| one.split_once('=').unwrap()) {
+        command = command.replace(&format!("${{{name}}}"), value);
+    }
+    assert!(!command.contains('$') && !command.contains('%'), "{command}");
+    if let Err(error) = Cli::try_parse_from(command.split_whitespace()) {
+        panic!("{command}: {error}");
+    }
+}

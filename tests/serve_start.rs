@@ -103,6 +103,19 @@ async fn listens_at_sockets_that_were_passed() {
 }
 
 #[tokio::test]
+async fn metrics_are_told_at_a_socket_that_was_passed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tcp, address) = tcp();
+    let arguments = ["--nic", &nic(dir.path()), "--listen", "127.0.0.1:0", "--metrics", "fd:3"];
+    let _serve = Serve::start(vec![tcp], &arguments, &[]);
+    let mut stream = soon("a connection", TcpStream::connect(address)).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut page = String::new();
+    soon("the metrics", stream.read_to_string(&mut page)).await.unwrap();
+    assert!(page.starts_with("HTTP/1.0 200 ") && page.contains("\nspice_tunnel_joined 0\n"), "{page}");
+}
+
+#[tokio::test]
 async fn wrong_descriptors_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let nic = nic(dir.path());
@@ -303,6 +316,8 @@ async fn a_check_says_what_would_be_done_and_does_nothing() {
         &nic(dir.path()),
         "--lease-file",
         lease.to_str().unwrap(),
+        "--metrics",
+        "127.0.0.1:0",
     ])
     .await;
     assert_eq!((code, complaint.as_str()), (Some(0), ""), "{said}");
@@ -312,6 +327,7 @@ async fn a_check_says_what_would_be_done_and_does_nothing() {
         format!("clients  unix:{}, for this user's programs", viewers.display()),
         "clients  127.0.0.1:0, over TLS, as O=spice-tunnel tests,CN=localhost until ".to_owned(),
         format!("server   {upstream}, without TLS, answers all clients; with those over TLS, TLS ends here"),
+        "metrics  127.0.0.1:0, for whoever reaches it".to_owned(),
         "tunnel   over TLS only; in clear it is told to come over TLS; from the session's own client, or"
             .to_owned(),
         "card     QEMU connects to ".to_owned(),

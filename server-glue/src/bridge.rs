@@ -35,6 +35,7 @@ pub use crate::away::AwayConfig;
 use crate::away::{Away, Due, Identity};
 use crate::netstack::{FlowId, NetEvent, Netstack};
 use crate::offload::{CardFrame, Offloads};
+use crate::status::{Status, Traffic, TunnelStatus};
 
 use self::domains::Questions;
 
@@ -57,12 +58,19 @@ pub struct Bridge {
     book: AddressBook,
     tunnel: Option<Tunnel>,
     away: Away,
+    traffic: Traffic,
 }
 
 impl Bridge {
     /// A network behind which nothing stands until a tunnel is attached, and nothing any more once it is detached.
     pub fn new(netstack: Netstack, book: AddressBook) -> Self {
-        Self { netstack, book, tunnel: None, away: Away::new(AwayConfig::FORGET) }
+        Self {
+            netstack,
+            book,
+            tunnel: None,
+            away: Away::new(AwayConfig::FORGET),
+            traffic: Traffic::default(),
+        }
     }
 
     /// The same, with a view that outlives its tunnels.
@@ -89,6 +97,26 @@ impl Bridge {
     /// Connections of the guest that wait for a tunnel.
     pub fn waiting(&self) -> usize {
         self.away.waiting()
+    }
+
+    /// What it and its tunnels are and were; what an owner alone knows is left out.
+    pub fn status(&self) -> Status {
+        let tunnel = self.tunnel.as_ref().map(|Tunnel { channel, services, .. }| TunnelStatus {
+            services: services.len(),
+            sockets: channel.sockets(),
+            rtt: channel.rtt(),
+            undelivered: channel.waiting(),
+            outgoing: channel.outgoing_len(),
+        });
+        Status {
+            netstack: *self.netstack.counters(),
+            connections: self.netstack.flows(),
+            half_open: self.netstack.half_open(),
+            waiting: self.waiting(),
+            tunnel,
+            traffic: self.traffic,
+            ..Status::default()
+        }
     }
 
     /// Takes the channel of a new session. An attached one is detached first.
@@ -170,10 +198,11 @@ impl Bridge {
     /// # Errors
     /// The client broke the protocol: detach, and close the link.
     pub fn handle_tunnel_frame(&mut self, now: Instant, frame: Frame<'_>) -> Result<(), Violation> {
-        let Self { netstack, book, tunnel: Some(tunnel), away } = self else { return Ok(()) };
+        let Self { netstack, book, tunnel: Some(tunnel), away, traffic } = self else { return Ok(()) };
         let Some(event) = tunnel.channel.handle_frame(now, frame)? else { return Ok(()) };
         match event {
             Event::Data { socket, payload } => {
+                traffic.received(payload.len());
                 let whole = tunnel.socket(socket).is_some_and(|entry| entry.deliver(netstack, now, payload));
                 if whole {
                     tunnel.channel.delivered(socket, 1);
@@ -234,7 +263,7 @@ impl Bridge {
             }
             self.ask_names(now);
             let Some(tunnel) = &mut self.tunnel else { return };
-            if !tunnel.send_round(&mut self.netstack, now) {
+            if !tunnel.send_round(&mut self.netstack, &mut self.traffic, now) {
                 return;
             }
         }
@@ -432,7 +461,7 @@ impl Tunnel {
     }
 
     /// Sends one message of each socket that has data and credit. `false`: none had, or the link is full.
-    fn send_round(&mut self, netstack: &mut Netstack, now: Instant) -> bool {
+    fn send_round(&mut self, netstack: &mut Netstack, traffic: &mut Traffic, now: Instant) -> bool {
         let mut progress = false;
         for _ in 0..self.ready.len() {
             if self.channel.is_congested() {
@@ -443,6 +472,7 @@ impl Tunnel {
             let flow = socket.flow;
             let sent = self.channel.send(id, |room| read_from_guest(netstack, now, flow, room));
             progress |= sent > 0;
+            traffic.sent(sent);
             if sent > 0 && netstack.can_recv(flow) > 0 && self.channel.credit(id) > 0 {
                 self.ready.push_back(id);
             } else {

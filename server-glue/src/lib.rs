@@ -10,6 +10,7 @@
 //! | what does the guest see while no tunnel is there | [`AwayConfig`] |
 //! | how are QEMU's cards reached | [`nic`] |
 //! | how does a stock Spice server get a tunnel | [`proxy`] |
+//! | what can an operator be told | [`status`] |
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
@@ -43,6 +44,7 @@ mod ring_socket;
 mod sasl;
 pub mod session;
 mod standalone;
+pub mod status;
 pub mod stream;
 mod table;
 

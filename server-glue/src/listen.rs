@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use spice_proto::tls::{Acceptor, TlsError, TlsStream};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -47,6 +47,14 @@ impl LocalListener {
     pub async fn bind(path: &Path) -> Result<Self, NicError> {
         let (listener, file) = nic::listen(path, Some(0o600)).await?;
         Ok(Self { listener, _file: Some(file) })
+    }
+
+    /// The next program that connects. Cancel safe.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn accept(&self) -> io::Result<UnixStream> {
+        self.listener.accept().await.map(|(stream, _)| stream)
     }
 }
 

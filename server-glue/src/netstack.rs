@@ -225,6 +225,11 @@ impl Netstack {
         self.table.used()
     }
 
+    /// Those of them that are not established.
+    pub fn half_open(&self) -> usize {
+        self.table.half_open()
+    }
+
     /// Octets that [`Netstack::recv`] could take (not necessarily in one piece).
     pub fn can_recv(&self, flow: FlowId) -> usize {
         self.table.connection(flow).map_or(0, |connection| connection.flow.recv_queue())

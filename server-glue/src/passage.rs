@@ -209,6 +209,7 @@ pub(crate) async fn run(
     let peer = link.peer.name.clone();
     let channel = channel_name(mess.channel_type);
     tracing::info!(peer, channel, id = mess.channel_id, session = mess.session_id, "linked");
+    let _passing = link.inner.census.enter(channel);
     let outcome = relay(client, server, header_form(mess, welcome), watch, &peer).await;
     match outcome {
         Ok(()) => tracing::info!(peer, channel, "link closed"),
@@ -246,6 +247,7 @@ async fn unseen(link: Link, client: BoxStream, server: BoxStream, mess: &LinkMes
         );
     }
     let peer = link.peer.clone();
+    let _passing = link.inner.census.enter(channel);
     let mut relaying = Box::pin(relay_blindly(client, server));
     let outcome = match timeout(link.inner.config.limits.deadlines.total, &mut relaying).await {
         Ok(outcome) => outcome,

@@ -39,6 +39,7 @@ use crate::challenge::Challenged;
 use crate::guard::{Admission, Bounds, Guard};
 use crate::oracle::{self, Inquiry, Verdict};
 use crate::registry::{Home, NoSeat, Present, Registry, Seat};
+use crate::status::{Census, ProxyStatus};
 use crate::stream::{BoxStream, Chain, ConnectError, Peer, Upstream, farewell};
 use crate::{passage, sasl, standalone};
 
@@ -148,6 +149,7 @@ pub(crate) struct Inner {
     links: Arc<Semaphore>,
     keys: Semaphore,
     pub(crate) silent_displays: Arc<Semaphore>,
+    pub(crate) census: Arc<Census>,
 }
 
 /// Ticket keys computed at once.
@@ -251,7 +253,20 @@ impl Proxy {
                 links: Arc::new(Semaphore::new(limits.links)),
                 keys: Semaphore::new(KEYS_AT_ONCE),
                 silent_displays: Arc::new(Semaphore::new(limits.silent_displays)),
+                census: Arc::default(),
             }),
+        }
+    }
+
+    /// What it is and has counted.
+    pub fn status(&self) -> ProxyStatus {
+        let census = &self.inner.census;
+        ProxyStatus {
+            sessions: self.inner.registry.sessions(),
+            links: census.links(),
+            wrong_tickets: census.wrong_tickets.get(),
+            rejected: census.rejected.get(),
+            crowded: census.crowded.get(),
         }
     }
 
@@ -263,11 +278,13 @@ impl Proxy {
         shutdown: CancellationToken,
     ) -> Option<Link> {
         let Ok(place) = Arc::clone(&self.inner.links).try_acquire_owned() else {
+            self.inner.census.rejected.count();
             tracing::warn!(%peer, "too many links; closed a new one");
             return None;
         };
         let (admission, crowd) = self.inner.guard.admit(Instant::now(), peer.address);
         if let Some(crowd) = crowd {
+            self.inner.census.crowded.count();
             tracing::warn!(%peer, "too many links without a ticket: {crowd}");
         }
         Some(Link { inner: self.inner, peer, admission, place, tunnels, shutdown })
@@ -557,6 +574,7 @@ impl Link {
 
     /// The ticket was wrong.
     pub(crate) fn wrong(&self) {
+        self.inner.census.wrong_tickets.count();
         let times = self.admission.wrong(Instant::now());
         tracing::warn!(peer = %self.peer, times, "wrong ticket");
     }

@@ -118,6 +118,11 @@ impl Registry {
         self.lock().live.values().find(|live| live.id == id).map(|live| live.ended.clone())
     }
 
+    /// Sessions that live.
+    pub(crate) fn sessions(&self) -> usize {
+        self.lock().live.len()
+    }
+
     /// What a tunnel link with this session id belongs to.
     pub(crate) fn home(&self, session_id: u32, companion: bool) -> Result<Home, NoSession> {
         if session_id != 0 {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use spice_proto::error::FrameError;
 use spice_proto::frame_stream::FrameStream;
 use spice_proto::link::TunnelCaps;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tracing::{debug, info, warn};
@@ -31,6 +31,7 @@ use crate::challenge::{CHALLENGE, Challenged};
 use crate::netstack::Netstack;
 use crate::nic::{Nic, NicEvent};
 use crate::proxy::TunnelLink;
+use crate::status::{EndReason, Ends, Observed, Status};
 use crate::stream::{BoxStream, Peer};
 
 /// How long the guest's card may take the last frames.
@@ -49,6 +50,9 @@ pub struct Session {
     tunnels: mpsc::Receiver<TunnelLink>,
     tunnel: Option<Tunnel>,
     timer: Pin<Box<Sleep>>,
+    observed: Observed,
+    joins: u64,
+    ends: Ends,
 }
 
 /// The tunnel that is attached.
@@ -69,6 +73,7 @@ struct Woken {
     card: Option<NicEvent>,
     tunnel: Option<Result<(), TunnelEnd>>,
     joining: Option<TunnelLink>,
+    question: Option<oneshot::Sender<Status>>,
     challenge: bool,
     timer: bool,
 }
@@ -78,6 +83,7 @@ impl Woken {
         self.card.is_none()
             && self.tunnel.is_none()
             && self.joining.is_none()
+            && self.question.is_none()
             && !self.challenge
             && !self.timer
     }
@@ -136,6 +142,19 @@ enum TunnelEnd {
     Dead(Duration),
 }
 
+impl TunnelEnd {
+    fn reason(&self) -> EndReason {
+        match self {
+            Self::Session | Self::Closed => EndReason::Closed,
+            Self::Shutdown => EndReason::Shutdown,
+            Self::Replaced => EndReason::Replaced,
+            Self::Truncated(_) | Self::Io(_) => EndReason::Broken,
+            Self::Frame(_) | Self::Violation(_) => EndReason::Protocol,
+            Self::Dead(_) => EndReason::Dead,
+        }
+    }
+}
+
 impl From<Violation> for TunnelEnd {
     fn from(violation: Violation) -> Self {
         if let Violation::Silent { after } = violation {
@@ -165,6 +184,9 @@ impl Session {
             tunnels,
             tunnel: None,
             timer: Box::pin(tokio::time::sleep_until(tokio::time::Instant::now())),
+            observed: Observed::default(),
+            joins: 0,
+            ends: Ends::default(),
         }
     }
 
@@ -172,6 +194,12 @@ impl Session {
     #[must_use]
     pub fn while_away(self, config: AwayConfig) -> Self {
         Self { bridge: self.bridge.while_away(config), ..self }
+    }
+
+    /// Answers those who ask how it is, see [`observer`](crate::status::observer).
+    #[must_use]
+    pub fn observed(self, observed: Observed) -> Self {
+        Self { observed, ..self }
     }
 
     /// Runs until `shutdown`.
@@ -227,7 +255,7 @@ impl Session {
     /// Waits until something has come, and writes meanwhile. All sources are asked, so that none starves another.
     /// `None`: it is time to go.
     async fn wait(&mut self, mut shutdown: Pin<&mut WaitForCancellationFutureOwned>) -> Option<Woken> {
-        let Self { nic, bridge, tunnels, tunnel, timer, .. } = self;
+        let Self { nic, bridge, tunnels, tunnel, timer, observed, .. } = self;
         let timed = bridge.poll_timeout().is_some();
         let mut card = std::pin::pin!(nic.ready());
         poll_fn(|cx| {
@@ -246,6 +274,9 @@ impl Session {
             }
             if let Poll::Ready(Some(link)) = tunnels.poll_recv(cx) {
                 woken.joining = Some(link);
+            }
+            if let Poll::Ready(question) = observed.poll_asked(cx) {
+                woken.question = Some(question);
             }
             woken.timer = timed && timer.as_mut().poll(cx).is_ready();
             if woken.is_empty() { Poll::Pending } else { Poll::Ready(Some(woken)) }
@@ -291,6 +322,19 @@ impl Session {
         if let Some(link) = woken.joining {
             self.join(now, link);
         }
+        if let Some(question) = woken.question {
+            // Whoever asked may be gone.
+            let _ = question.send(self.status());
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            card: self.nic.is_connected(),
+            joins: self.joins,
+            ends: self.ends.clone(),
+            ..self.bridge.status()
+        }
     }
 
     fn take_messages(&mut self, now: Instant) -> Result<(), TunnelEnd> {
@@ -316,6 +360,7 @@ impl Session {
         }
         let caps = TunnelCaps::from_words(&linked.peer_channel_caps) & TunnelCaps::OURS;
         info!(%peer, ?caps, "tunnel joined");
+        self.joins += 1;
         let channel =
             Channel::new(Role::Server, linked.header, linked.layout, caps, self.channel_config, now);
         self.bridge.attach(now, channel);
@@ -328,6 +373,7 @@ impl Session {
     fn end_tunnel(&mut self, now: Instant, end: &TunnelEnd) {
         self.bridge.detach(now);
         let Some(tunnel) = self.tunnel.take() else { return };
+        self.ends.count(end.reason());
         match end {
             TunnelEnd::Session | TunnelEnd::Replaced | TunnelEnd::Closed | TunnelEnd::Shutdown => {
                 info!(peer = %tunnel.peer, "tunnel ended: {end}");

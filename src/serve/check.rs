@@ -104,6 +104,7 @@ pub(super) async fn run(mut args: ServeArgs) -> Result<(), Error> {
     let mut report = Report::default();
     clients(&args, &mut inherited, &mut report).await;
     server(&args, &mut report).await;
+    metrics(&args, &mut inherited, &mut report).await;
     tunnel(&args, &mut report);
     card(&args.nic, args.mtu, &mut inherited, &mut report);
     network(&args, &mut report);
@@ -133,6 +134,19 @@ async fn clients(args: &ServeArgs, inherited: &mut Inherited, report: &mut Repor
         };
         report.plan("clients", how);
         if let Err(error) = place.open(inherited, tls).await {
+            report.error(&error);
+        }
+    }
+}
+
+async fn metrics(args: &ServeArgs, inherited: &mut Inherited, report: &mut Report) {
+    for place in &args.metrics.metrics {
+        let whom = match place {
+            Place::Unix(_) => "for this user's programs",
+            Place::Tcp(_) | Place::Fd(_) | Place::Systemd(_) => "for whoever reaches it",
+        };
+        report.plan("metrics", format!("{place}, {whom}"));
+        if let Err(error) = place.open(inherited, false).await {
             report.error(&error);
         }
     }

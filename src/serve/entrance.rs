@@ -111,7 +111,7 @@ pub enum ListenError {
         source: io::Error,
     },
     /// A Unix socket that cannot be had.
-    #[error("--listen")]
+    #[error("cannot listen there")]
     Unix(#[from] NicError),
     /// What was to be passed was not.
     #[error(transparent)]
@@ -157,12 +157,9 @@ impl EntranceArgs {
         self.tunnel_in_clear || self.tls_listen.is_empty() && upstream.upstream_tls.is_none()
     }
 
-    /// The descriptors that have to be there from the start.
-    pub(super) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
-        self.listen.iter().chain(&self.tls_listen).filter_map(|place| match place {
-            Place::Fd(number) => Some(*number),
-            Place::Tcp(_) | Place::Unix(_) | Place::Systemd(_) => None,
-        })
+    /// All of them.
+    pub(super) fn places(&self) -> impl Iterator<Item = &Place> {
+        self.listen.iter().chain(&self.tls_listen)
     }
 }
 
@@ -183,6 +180,14 @@ impl From<Opened> for Listener {
 }
 
 impl Place {
+    /// The descriptor that has to be there from the start.
+    pub(super) fn descriptor(&self) -> Option<RawFd> {
+        match self {
+            Self::Fd(number) => Some(*number),
+            Self::Tcp(_) | Self::Unix(_) | Self::Systemd(_) => None,
+        }
+    }
+
     /// Listens; for TLS it must be TCP.
     ///
     /// # Errors
