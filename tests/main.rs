@@ -14,6 +14,7 @@ mod fuzz_regressions;
 mod host_rewrite;
 mod lan;
 mod netstack;
+mod peers;
 mod pki;
 mod presence;
 mod printer;
