@@ -4,6 +4,7 @@
 //! # cargo bench --bench peers                                # everything: 3 rounds, over an hour
 //! # cargo bench --bench peers -- --json peers.json           # and every single value
 //! # cargo bench --bench peers -- --quick --only down-1,up-1,rr --peers ours,slirp4netns
+//! # cargo bench --bench peers -- --show peers.json           # the table of such a file, while it runs too
 //! # cargo bench --bench peers -- --list                      # the names of metrics and peers
 //! ```
 //!
@@ -114,9 +115,15 @@ pub(crate) struct Args {
     /// Processors for both ends of the load
     #[arg(long)]
     pin_load: Option<String>,
+    /// TCP's congestion control in all networks; else the machine's
+    #[arg(long)]
+    congestion: Option<String>,
     /// Also write every value to this file, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Measure nothing: show the table of such a file. It is written all the time, and is good while a run goes on
+    #[arg(long)]
+    show: Option<PathBuf>,
     /// List metrics and peers
     #[arg(long)]
     list: bool,
@@ -155,8 +162,9 @@ impl Args {
         PEERS.iter().filter(|peer| peer.name == BASE || wants(peer.name)).collect()
     }
 
-    fn pin(&self) -> site::Pin {
-        site::Pin { peers: self.pin_peers.clone(), load: self.pin_load.clone() }
+    fn conditions(&self) -> lab::Conditions {
+        let Self { pin_peers: peers, pin_load: load, congestion, .. } = self;
+        lab::Conditions { peers: peers.clone(), load: load.clone(), congestion: congestion.clone() }
     }
 }
 
@@ -185,6 +193,10 @@ fn benchmark(args: &Args) -> Result<(), String> {
         let names = metrics.iter().map(|metric| metric.name).chain(machine.then_some(plan::VM));
         println!("metrics: {}", names.collect::<Vec<_>>().join(" "));
         println!("peers: {}", peers.iter().map(|peer| peer.name).collect::<Vec<_>>().join(" "));
+        return Ok(());
+    }
+    if let Some(path) = &args.show {
+        print!("{}", report::text(&results::Results::load(path)?));
         return Ok(());
     }
     environment::check(&peers, machine)?;

@@ -2,7 +2,6 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -254,38 +253,28 @@ pub(crate) fn why(error: &io::Error) -> String {
     error.to_string()
 }
 
-fn up(stream: TcpStream, start: u64, end: u64) -> io::Result<Counted> {
-    Request::Sink { start, end }.send(&mut &stream, b"")?;
-    let (told, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+fn up(mut stream: TcpStream, start: u64, end: u64) -> io::Result<Counted> {
+    Request::Sink { start, end }.send(&mut stream, b"")?;
     // As often as it is looked whether that is enough.
     stream.set_write_timeout(Some(Duration::from_millis(50)))?;
-    stream.set_read_timeout(Some(Duration::from_secs_f64(seconds(now(), end)) + PATIENCE))?;
-    thread::scope(|scope| {
-        let (told, sent, writing) = (&told, &sent, &stream);
-        let writer = scope.spawn(move || {
-            let buffer = vec![0; CHUNK];
-            while !told.load(Ordering::Relaxed) {
-                match (&*writing).write(&buffer) {
-                    Ok(written) => drop(sent.fetch_add(written as u64, Ordering::Relaxed)),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            writing.shutdown(Shutdown::Write)
-        });
-        let mut number = [0; 8];
-        let counted = (&stream).read_exact(&mut number).map(|()| u64::from_le_bytes(number));
-        told.store(true, Ordering::Relaxed);
-        let written = writer.join().unwrap();
-        let counted = counted?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let ended = written.and_then(|()| (&stream).read_exact(&mut number));
-        let (total, sent) = (u64::from_le_bytes(number), sent.load(Ordering::Relaxed));
-        Ok(match ended {
-            Err(error) => (counted, Err(stalled(&error))),
-            Ok(()) if total == sent => (counted, Ok(())),
-            Ok(()) => (counted, Err(io::Error::other(format!("{sent} bytes were sent, and {total} came")))),
-        })
+    let (buffer, mut sent) = (vec![0; CHUNK], 0);
+    while now() < end {
+        match stream.write(&buffer) {
+            Ok(written) => sent += written as u64,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    stream.shutdown(Shutdown::Write)?;
+    let mut number = [0; 8];
+    stream.read_exact(&mut number)?;
+    let counted = u64::from_le_bytes(number);
+    let ended = stream.read_exact(&mut number);
+    let total = u64::from_le_bytes(number);
+    Ok(match ended {
+        Err(error) => (counted, Err(stalled(&error))),
+        Ok(()) if total == sent => (counted, Ok(())),
+        Ok(()) => (counted, Err(io::Error::other(format!("{sent} bytes were sent, and {total} came")))),
     })
 }
 

@@ -43,10 +43,13 @@ pub(crate) fn check(peers: &[&Peer], machine: bool) -> Result<(), String> {
     packages.sort_unstable();
     packages.dedup();
     if !what.is_empty() {
-        // RUNLEVEL=1 keeps Debian's scripts from starting an sshd that nobody asked for.
+        let note = match packages.contains(&"openssh-server") {
+            true => "\n(openssh-server starts an sshd of this machine, which nobody needs here)",
+            false => "",
+        };
         return Err(format!(
-            "this needs what is not installed here: {}\ninstall it with:\n  RUNLEVEL=1 apt-get install \
-             --no-install-recommends {}\nor leave out who needs it: --peers, --only",
+            "this needs what is not installed here: {}\ninstall it with:\n  apt-get install --no-install-recommends \
+             {}{note}\nor leave out who needs it: --peers, --only",
             what.join(", "),
             packages.join(" ")
         ));
@@ -69,7 +72,7 @@ fn raise_files() {
 
 /// Everything that a reader of the figures may ask for.
 pub(crate) fn describe(args: &Args) -> Result<Value, String> {
-    let lab = Lab::new(&["host"], None)?;
+    let lab = Lab::new(&["host"], args.conditions())?;
     let kernel = |name: &str| {
         let said = lab.run("host", &format!("cat /proc/sys/net/{name}")).unwrap_or_default();
         said.split_whitespace().collect::<Vec<_>>().join(" ")

@@ -22,8 +22,6 @@ pub(crate) const DIRECTORY: &str = "/run/peers";
 /// For what should take a moment.
 pub(crate) const SOON: Duration = Duration::from_secs(15);
 
-/// Sizes of socket buffers stay as the kernel has them. That ports do not run out for a minute after each connection is the same
-/// for all peers.
 const SETUP: &str = "
     set -e
     mount -t tmpfs tmpfs /run
@@ -32,29 +30,49 @@ const SETUP: &str = "
     mount --bind /run/tun /dev/net/tun
     for net in $NETS; do
         ip netns add $net
-        nsenter --net=/run/netns/$net sh -c '
-            ip link set lo up
-            cd /proc/sys/net/ipv4
-            echo 2200,5900,17000-18000 >ip_local_reserved_ports
-            echo 1024 65001 >ip_local_port_range
-            echo 1 >tcp_tw_reuse
-            echo 1024 >tcp_max_tw_buckets'
+        ip -netns $net link set lo up
     done
     echo ready
     exec cat >/dev/null";
+
+/// What each network has otherwise than a new one. Sizes of socket buffers stay as they are. Ports do not run out for the minute
+/// that the kernel remembers a connection, and those that peers listen on are not given to others.
+const SETTINGS: &[(&str, &str)] = &[
+    ("ip_local_reserved_ports", "2200,5900,17000-18000"),
+    ("ip_local_port_range", "1024 65001"),
+    ("tcp_tw_reuse", "1"),
+    ("tcp_max_tw_buckets", "1024"),
+];
+
+/// What is the same for everybody, if the user wants it otherwise than the machine has it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Conditions {
+    /// The processors of peers, as `taskset -c` takes them.
+    pub(crate) peers: Option<String>,
+    /// Those of both ends of the load.
+    pub(crate) load: Option<String>,
+    /// TCP's congestion control.
+    pub(crate) congestion: Option<String>,
+}
+
+impl Conditions {
+    /// What stands before the words of a program of the load.
+    pub(crate) fn load_words(&self) -> Vec<&str> {
+        self.load.as_deref().map_or_else(Vec::new, |list| vec!["taskset", "-c", list])
+    }
+}
 
 /// Namespaces with networks in them. Dropping it ends all that runs in here.
 pub(crate) struct Lab {
     holder: Child,
     /// Of the first process, as we see it.
     first: u32,
-    /// Words before each program of a peer.
-    before: Vec<String>,
+    pub(crate) conditions: Conditions,
 }
 
 impl Lab {
-    /// With these networks. Peers' programs are to run on these processors only, as `taskset -c` takes them.
-    pub(crate) fn new(nets: &[&str], processors: Option<&str>) -> Result<Self, String> {
+    /// With these networks.
+    pub(crate) fn new(nets: &[&str], conditions: Conditions) -> Result<Self, String> {
         let mut holder = Command::new("unshare")
             .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", SETUP])
             .env("NETS", nets.join(" "))
@@ -65,7 +83,7 @@ impl Lab {
         let mut line = String::new();
         let said = BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line);
         let first = only_child(holder.id());
-        let mut lab = Self { holder, first: 0, before: Vec::new() };
+        let mut lab = Self { holder, first: 0, conditions };
         match (said, first, line.trim()) {
             (Ok(_), Some(first), "ready") => lab.first = first,
             _ => {
@@ -74,10 +92,20 @@ impl Lab {
                 );
             }
         }
-        if let Some(processors) = processors {
-            lab.before = ["taskset", "-c", processors].map(str::to_owned).to_vec();
-        }
+        nets.iter().try_for_each(|net| lab.tune(&lab.net(net)))?;
         Ok(lab)
+    }
+
+    /// Makes a network's settings those of all.
+    pub(crate) fn tune(&self, net: &Path) -> Result<(), String> {
+        let congestion = self.conditions.congestion.as_deref();
+        let congestion = congestion.map(|name| ("tcp_congestion_control", name));
+        let write = |(name, value): (&str, &str)| {
+            std::fs::write(format!("/proc/sys/net/ipv4/{name}"), value).map_err(|error| {
+                format!("net.ipv4.{name} cannot be {value} in a network of its own: {error}")
+            })
+        };
+        within(net, || SETTINGS.iter().copied().chain(congestion).try_for_each(write))?
     }
 
     /// A path in here, as we see it.
@@ -129,7 +157,8 @@ impl Lab {
 
     /// Starts a program of a peer in one of the networks. What it says goes to files with this name.
     pub(crate) fn start(&self, net: &str, name: &str, words: &[&str]) -> Result<Process, String> {
-        let before: Vec<&str> = self.before.iter().map(String::as_str).collect();
+        let list = self.conditions.peers.as_deref();
+        let before = list.map_or_else(Vec::new, |list| vec!["taskset", "-c", list]);
         let file = |kind: &str| File::create(self.file(&format!("{name}.{kind}")));
         let start = || {
             let mut command = self.command(net, &[&before[..], words].concat());

@@ -106,6 +106,7 @@ fn pasta(site: &Site, mtu: u16) -> Result<Running, String> {
         pasta.alive()?;
         Ok(pasta.child().map(|pid| PathBuf::from(format!("/proc/{pid}/ns/net"))))
     })?;
+    lab.tune(&guest)?;
     let to = match site.together() {
         true => SocketAddr::new(ROUTER.into(), site.service_at().port()),
         false => site.service_at(),

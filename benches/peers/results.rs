@@ -1,7 +1,8 @@
 //! All values of a run, and what is asked of them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::client::Said;
@@ -9,6 +10,7 @@ use super::goals;
 use super::peer::BASE;
 use super::stats::{Spread, ratio};
 
+#[derive(Serialize, Deserialize)]
 struct Sample {
     round: usize,
     peer: String,
@@ -17,6 +19,7 @@ struct Sample {
     value: f64,
 }
 
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Failure {
     pub(crate) round: usize,
     pub(crate) peer: String,
@@ -39,6 +42,21 @@ fn figure(metric: &str, what: &str) -> String {
 impl Results {
     pub(crate) fn new(environment: Value, file: Option<PathBuf>) -> Self {
         Self { environment, samples: Vec::new(), failures: Vec::new(), file }
+    }
+
+    /// Of an earlier run, or of one that goes on.
+    pub(crate) fn load(path: &Path) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Saved {
+            environment: Value,
+            samples: Vec<Sample>,
+            failures: Vec<Failure>,
+        }
+        let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+        let text = std::fs::read_to_string(path).map_err(|error| failed(&error))?;
+        let Saved { environment, samples, failures } =
+            serde_json::from_str(&text).map_err(|error| failed(&error))?;
+        Ok(Self { environment, samples, failures, file: None })
     }
 
     pub(crate) fn add(&mut self, round: usize, peer: &str, metric: &str, said: Said) {
@@ -110,17 +128,6 @@ impl Results {
     }
 
     fn json(&self, complete: bool) -> Value {
-        let sample = |sample: &Sample| {
-            json!({
-                "round": sample.round, "peer": sample.peer, "figure": sample.figure, "unit": sample.unit,
-                "value": sample.value,
-            })
-        };
-        let failure = |failure: &Failure| {
-            json!({
-                "round": failure.round, "peer": failure.peer, "figure": failure.figure, "why": failure.why,
-            })
-        };
         let mut medians: Vec<Value> = Vec::new();
         let mut known: Vec<(&str, &str)> = Vec::new();
         for Sample { peer, figure, unit, .. } in &self.samples {
@@ -143,8 +150,8 @@ impl Results {
         json!({
             "complete": complete,
             "environment": self.environment,
-            "samples": self.samples.iter().map(sample).collect::<Vec<_>>(),
-            "failures": self.failures.iter().map(failure).collect::<Vec<_>>(),
+            "samples": self.samples,
+            "failures": self.failures,
             "medians": medians,
             "goals": goals.collect::<Vec<_>>(),
         })

@@ -88,7 +88,7 @@ fn pay(args: &Args, round: usize, visit: &Visit, peer: &Peer, results: &mut Resu
 
 /// Sets a peer up, until the guest reaches the service.
 fn start(args: &Args, distance: Distance, peer: &Peer) -> Result<(Running, Site), String> {
-    let site = Site::new(distance, &args.pin())?;
+    let site = Site::new(distance, &args.conditions())?;
     let mut running = (peer.start)(&site)?;
     let mut of: Vec<_> = running.near.iter_mut().chain(&mut running.far).collect();
     site.lab.listens(&running.guest, running.to, &mut of)?;
@@ -113,7 +113,7 @@ fn take(
         warm: metric.warm(),
         job: (metric.job)(&times),
     };
-    let client = site.client(&running.guest, &args.pin()).map_err(|error| format!("nsenter: {error}"))?;
+    let client = site.client(&running.guest).map_err(|error| format!("nsenter: {error}"))?;
     let mut client = Killed(client);
     let mut input = client.0.stdin.take().unwrap();
     let order = serde_json::to_string(&order).unwrap();
@@ -204,7 +204,7 @@ pub(crate) const HISTORICAL: &str = "historical window (computed)";
 /// The virtual machine.
 pub(crate) fn machine(args: &Args, results: &mut Results) {
     let time = args.times().measure.max(2.0);
-    let took = vm::measure(args.rounds(), time, &mut |round, peer, said| {
+    let took = vm::measure(args.rounds(), time, args.conditions(), &mut |round, peer, said| {
         results.add(round, peer, super::plan::VM, said);
     });
     if let Err(why) = took {

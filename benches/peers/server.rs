@@ -14,12 +14,14 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
 use socket2::{Domain, Socket, Type};
 
-use super::wire::{CHUNK, Count, Request, now};
+use super::wire::{CHUNK, Count, Request, after, now};
 
 /// More than any figure has connections that are busy at once.
 const ATTENDANTS: usize = 128;
 /// How often one who waits looks at the clock.
 const LOOK_UP: Duration = Duration::from_millis(50);
+/// Seconds in which what was sent by the end of the time should come.
+const GRACE: f64 = 5.0;
 /// Of a thread that has its buffers elsewhere.
 const STACK: usize = 64 << 10;
 
@@ -61,7 +63,7 @@ fn attend(mut stream: TcpStream, buffer: &mut [u8], waiting: &Arc<Waiting>) -> i
         Request::Sink { start, end } => {
             let mut count = Count::default();
             let mut told = false;
-            // A way that stalls is to be told of at the end of the time like any other.
+            // What a way that stalls has carried by then is told nonetheless.
             stream.set_read_timeout(Some(LOOK_UP))?;
             loop {
                 let read = match stream.read(buffer) {
@@ -70,7 +72,7 @@ fn attend(mut stream: TcpStream, buffer: &mut [u8], waiting: &Arc<Waiting>) -> i
                     Err(error) => return Err(error),
                 };
                 count.add(read.unwrap_or(0), (start, end));
-                if !told && (now() >= end || read == Some(0)) {
+                if !told && (now() >= after(end, GRACE) || read == Some(0)) {
                     stream.write_all(&count.counted.to_le_bytes())?;
                     told = true;
                 }

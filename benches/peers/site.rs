@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::lab::{Lab, Process};
+use super::lab::{Conditions, Lab, Process};
 use super::{delay, server};
 
 /// The service's port.
@@ -43,8 +43,8 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    pub(crate) fn new(distance: Distance, pin: &Pin) -> Result<Self, String> {
-        let lab = Lab::new(&["guest", "host", "desk"], pin.peers.as_deref())?;
+    pub(crate) fn new(distance: Distance, conditions: &Conditions) -> Result<Self, String> {
+        let lab = Lab::new(&["guest", "host", "desk"], conditions.clone())?;
         let (near, far, host, desk, between) = match distance {
             Distance::Here => ("host", "host", Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST, None),
             Distance::Far(milliseconds) => {
@@ -60,7 +60,7 @@ impl Site {
         };
         let own = std::env::current_exe().map_err(|error| format!("our own program: {error}"))?;
         let own = own.display().to_string();
-        let words = [pin.load_words(), vec![&own, SERVE]].concat();
+        let words = [conditions.load_words(), vec![&own, SERVE]].concat();
         let mut service = lab.start(far, "service", &words)?;
         lab.listens(&lab.net(near), SocketAddr::new(desk.into(), PORT), &mut [&mut service])?;
         Ok(Self { service, _delay: between, lab, near, far, host, desk })
@@ -82,9 +82,9 @@ impl Site {
     }
 
     /// Starts a client of the load in a network. It ends when its standard input does.
-    pub(crate) fn client(&self, net: &Path, pin: &Pin) -> io::Result<std::process::Child> {
+    pub(crate) fn client(&self, net: &Path) -> io::Result<std::process::Child> {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", net.display())).arg("--").args(pin.load_words());
+        command.arg(format!("--net={}", net.display())).arg("--").args(self.lab.conditions.load_words());
         command.arg(std::env::current_exe()?).arg(LOAD);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
     }
@@ -105,19 +105,6 @@ impl Site {
 /// The first argument of the service's process, and of the load's.
 pub(crate) const SERVE: &str = "the-service";
 pub(crate) const LOAD: &str = "the-load";
-
-/// Which processors who may use, as `taskset -c` takes them.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Pin {
-    pub(crate) peers: Option<String>,
-    pub(crate) load: Option<String>,
-}
-
-impl Pin {
-    fn load_words(&self) -> Vec<&str> {
-        self.load.as_deref().map_or_else(Vec::new, |list| vec!["taskset", "-c", list])
-    }
-}
 
 /// The service's process.
 pub(crate) fn serve() -> ! {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use spice_tunnel::vm::{Answer, NicRole, Vm};
 
 use super::client::Said;
-use super::lab::{DIRECTORY, Lab};
+use super::lab::{Conditions, DIRECTORY, Lab};
 use super::wire::{CHUNK, Count, after, now, seconds};
 use super::{ours, server};
 
@@ -34,9 +34,10 @@ type Line = (usize, String, Said);
 pub(crate) fn measure(
     rounds: usize,
     time: f64,
+    conditions: Conditions,
     tell: &mut dyn FnMut(usize, &str, Said),
 ) -> Result<(), String> {
-    let lab = Lab::new(&["host"], None)?;
+    let lab = Lab::new(&["host"], conditions)?;
     let nic = format!("{DIRECTORY}/nic");
     let (mut ours, mapped) = ours::start_beside_vm(&lab, &nic, &[SOURCE, SINK])?;
     let own = std::env::current_exe().map_err(|error| format!("our own program: {error}"))?;

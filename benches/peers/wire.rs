@@ -13,7 +13,8 @@ pub(crate) const CHUNK: usize = 256 << 10;
 /// What the service is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// Take all that comes, say at `end` how many bytes came since `start`, and at the end how many came altogether.
+    /// Take all that comes. When there is no more, or when that takes too long, say how many bytes came from `start` to `end`,
+    /// and when there is no more how many came altogether.
     Sink { start: u64, end: u64 },
     /// Give without pause until `end`, then close.
     Source { end: u64 },
