@@ -86,7 +86,7 @@ use clap::Parser;
 use peer::{BASE, PEERS, Peer};
 use plan::{METRICS, Metric, Times};
 
-#[derive(Parser)]
+#[derive(Parser, Clone)]
 pub(crate) struct Args {
     /// Rounds; each figure is taken once in each
     #[arg(long, default_value_t = 3)]
@@ -118,6 +118,9 @@ pub(crate) struct Args {
     /// TCP's congestion control in all networks; else the machine's
     #[arg(long)]
     congestion: Option<String>,
+    /// Our program, if not the one that is built with this
+    #[arg(long)]
+    program: Option<String>,
     /// Also write every value to this file, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -163,8 +166,8 @@ impl Args {
     }
 
     fn conditions(&self) -> lab::Conditions {
-        let Self { pin_peers: peers, pin_load: load, congestion, .. } = self;
-        lab::Conditions { peers: peers.clone(), load: load.clone(), congestion: congestion.clone() }
+        let Self { pin_peers: peers, pin_load: load, congestion, program, .. } = self.clone();
+        lab::Conditions { peers, load, congestion, program }
     }
 }
 

@@ -97,6 +97,7 @@ pub(crate) fn describe(args: &Args) -> Result<Value, String> {
         "delayed_link": delay::kind(&lab, "host"),
         "versions": {
             "spice-tunnel": env!("CARGO_PKG_VERSION"),
+            "another program": args.program,
             "commit": said("git", &["describe", "--always", "--dirty"]),
             "slirp4netns": said("slirp4netns", &["--version"]),
             "pasta": packaged("passt"),

@@ -53,6 +53,8 @@ pub(crate) struct Conditions {
     pub(crate) load: Option<String>,
     /// TCP's congestion control.
     pub(crate) congestion: Option<String>,
+    /// Our program, if not the one that is built with this.
+    pub(crate) program: Option<String>,
 }
 
 impl Conditions {

@@ -10,7 +10,6 @@ use super::peer::Running;
 use super::pki::{Authority, Leaf};
 use super::site::Site;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_spice-tunnel");
 /// With `tap:` and an option behind it this is no name of a device, so that a build without the option refuses it.
 const DEVICE: &str = "peers-guest0";
 const WITHOUT_OFFLOADS: &str = ",offload=off";
@@ -29,12 +28,17 @@ impl Card {
     pub(crate) const OFFLOADS: Self = Self { mtu: 1500, offloads: true };
 }
 
+/// Our program.
+fn program(lab: &Lab) -> &str {
+    lab.conditions.program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_spice-tunnel"))
+}
+
 /// Whether this build of ours knows offloads of the card.
 fn knows_offloads(lab: &Lab, net: &str) -> bool {
     static KNOWS: OnceLock<bool> = OnceLock::new();
     *KNOWS.get_or_init(|| {
-        let nic = format!("--nic tap:{DEVICE}{WITHOUT_OFFLOADS}");
-        let checked = lab.run(net, &format!("{PROGRAM} serve --standalone --listen 127.0.0.1:0 {nic} --check"));
+        let (program, nic) = (program(lab), format!("--nic tap:{DEVICE}{WITHOUT_OFFLOADS}"));
+        let checked = lab.run(net, &format!("{program} serve --standalone --listen 127.0.0.1:0 {nic} --check"));
         if let Err(error) = &checked {
             eprintln!(
                 "ATTENTION: this spice-tunnel is built without card offloads: it refuses {nic}. The plain cards are \
@@ -55,8 +59,8 @@ pub(crate) fn start(site: &Site, card: Card, tls: bool) -> Result<Running, Strin
     let (nic, mtu) = (format!("tap:{DEVICE}{option}"), card.mtu.to_string());
     let at = SocketAddr::new(site.host.into(), PORT);
     let listen = at.to_string();
-    let mut serve = vec![PROGRAM, "serve", "--standalone", "--nic", &nic, "--mtu", &mtu];
-    let mut connect = vec![PROGRAM, "connect"];
+    let mut serve = vec![program(lab), "serve", "--standalone", "--nic", &nic, "--mtu", &mtu];
+    let mut connect = vec![program(lab), "connect"];
     let server = format!("spice{}://{at}", if tls { "+tls" } else { "" });
     connect.push(&server);
     let file = |name: &str| format!("{DIRECTORY}/{name}");
@@ -117,7 +121,7 @@ pub(crate) fn start_beside_vm(
 ) -> Result<([Process; 2], Vec<SocketAddr>), String> {
     let listen = format!("{DIRECTORY}/spice");
     let (unix, card) = (format!("unix:{listen}"), format!("listen:{nic}"));
-    let serve = [PROGRAM, "serve", "--standalone", "--listen", &unix, "--nic", &card];
+    let serve = [program(lab), "serve", "--standalone", "--listen", &unix, "--nic", &card];
     let mut serve = lab.start("host", "serve", &serve)?;
     lab.until("the Spice socket", || {
         serve.alive()?;
@@ -126,7 +130,7 @@ pub(crate) fn start_beside_vm(
     let server = format!("spice+unix://{listen}");
     let shares: Vec<String> =
         services.iter().map(|at| format!("tcp://{at}?name=load-{}", at.port())).collect();
-    let mut connect = vec![PROGRAM, "connect", &server, "--json"];
+    let mut connect = vec![program(lab), "connect", &server, "--json"];
     connect.extend(shares.iter().flat_map(|share| ["--share", share]));
     let mut connect = lab.start("host", "connect", &connect)?;
     let mut found = Vec::new();
