@@ -190,7 +190,7 @@ fn main() -> ExitCode {
 }
 
 fn benchmark(args: &Args) -> Result<(), String> {
-    let (metrics, peers) = (args.metrics(), args.peers());
+    let (metrics, mut peers) = (args.metrics(), args.peers());
     let machine = args.wants(plan::VM);
     if args.list {
         let names = metrics.iter().map(|metric| metric.name).chain(machine.then_some(plan::VM));
@@ -204,6 +204,12 @@ fn benchmark(args: &Args) -> Result<(), String> {
     }
     environment::check(&peers, machine)?;
     let mut results = results::Results::new(environment::describe(args)?, args.json.clone());
+    if peers.iter().any(|peer| peer.wants_offloads())
+        && !ours::knows_offloads(&lab::Lab::new(&["host"], args.conditions())?, "host")
+    {
+        peers.retain(|peer| !peer.wants_offloads());
+        results.fail(1, "ours-offload", "everything", "", ours::NOT_BUILT.to_owned());
+    }
     run::all(args, &metrics, &peers, &mut results)?;
     if machine {
         run::machine(args, &mut results);

@@ -28,13 +28,16 @@ impl Card {
     pub(crate) const OFFLOADS: Self = Self { mtu: 1500, offloads: true };
 }
 
+/// Why a peer with offloads is left out.
+pub(crate) const NOT_BUILT: &str = "this spice-tunnel is built without card offloads";
+
 /// Our program.
 fn program(lab: &Lab) -> &str {
     lab.conditions.program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_spice-tunnel"))
 }
 
 /// Whether this build of ours knows offloads of the card.
-fn knows_offloads(lab: &Lab, net: &str) -> bool {
+pub(crate) fn knows_offloads(lab: &Lab, net: &str) -> bool {
     static KNOWS: OnceLock<bool> = OnceLock::new();
     *KNOWS.get_or_init(|| {
         let (program, nic) = (program(lab), format!("--nic tap:{DEVICE}{WITHOUT_OFFLOADS}"));
@@ -54,7 +57,7 @@ pub(crate) fn start(site: &Site, card: Card, tls: bool) -> Result<Running, Strin
     let option = match (knows_offloads(lab, site.near), card.offloads) {
         (true, true) | (false, false) => "",
         (true, false) => WITHOUT_OFFLOADS,
-        (false, true) => return Err("this spice-tunnel is built without card offloads".into()),
+        (false, true) => return Err(NOT_BUILT.into()),
     };
     let (nic, mtu) = (format!("tap:{DEVICE}{option}"), card.mtu.to_string());
     let at = SocketAddr::new(site.host.into(), PORT);

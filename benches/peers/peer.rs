@@ -15,6 +15,13 @@ pub(crate) struct Peer {
     pub(crate) start: fn(&Site) -> Result<Running, String>,
 }
 
+impl Peer {
+    /// Whether it is of us with card offloads, which not every build has.
+    pub(crate) fn wants_offloads(&self) -> bool {
+        self.name.ends_with("offload")
+    }
+}
+
 /// A peer that is set up.
 pub(crate) struct Running {
     /// The guest's network.

@@ -193,22 +193,17 @@ fn cell(results: &Results, group: &Group, peer: &str, figure: &str) -> String {
     cell
 }
 
-/// How many of a row's goals are met, and which are not.
+/// How many of a row's goals are met; which, is in the list.
 fn verdict(judged: &[Judged], group: &Group, peer: &str) -> String {
     let here = |judged: &&Judged| {
         judged.peer == peer && group.columns.iter().any(|(_, figure)| *figure == judged.figure)
     };
-    let of: Vec<&Judged> = judged.iter().filter(here).collect();
-    let missed: Vec<String> = of
-        .iter()
-        .filter(|judged| judged.met == Some(false))
-        .map(|judged| format!("{} {} ({})", judged.figure, judged.goal, judged.measured))
-        .collect();
-    let known = of.iter().filter(|judged| judged.met.is_some()).count();
-    match (known, missed.len()) {
-        (0, _) => String::new(),
-        (_, 0) => format!("met ({known})"),
-        (_, count) => format!("NOT met ({count} of {known}): {}", missed.join("; ")),
+    let of: Vec<bool> = judged.iter().filter(here).filter_map(|judged| judged.met).collect();
+    let met = of.iter().filter(|met| **met).count();
+    match (met, of.len()) {
+        (_, 0) => String::new(),
+        (met, all) if met == all => format!("met ({all} of {all})"),
+        (met, all) => format!("NOT met ({met} of {all} are)"),
     }
 }
 
@@ -232,18 +227,26 @@ fn table(rows: &[Vec<String>], text: &mut String) {
     }
 }
 
+/// A line for each goal of a figure, with all that it is a goal of.
 fn goals_text(judged: &[Judged], text: &mut String) {
-    if judged.is_empty() {
-        return;
-    }
-    writeln!(text, "\ngoals").unwrap();
-    for Judged { peer, figure, goal, measured, met } in judged {
-        let word = match met {
-            Some(true) => "met",
-            Some(false) => "NOT MET",
-            None => "?",
+    let mut known: Vec<(&str, &str)> = Vec::new();
+    for Judged { figure, goal, .. } in judged {
+        if known.contains(&(figure, goal)) {
+            continue;
+        }
+        let heading = if known.is_empty() { "\ngoals\n" } else { "" };
+        known.push((figure, goal));
+        let cell = |judged: &Judged| {
+            let word = match judged.met {
+                Some(true) => "met",
+                Some(false) => "NOT MET",
+                None => "not known",
+            };
+            format!("{} {} ({word})", judged.peer, judged.measured)
         };
-        writeln!(text, "  {word:<8} {peer:<17} {figure:<36} {goal:<32} {measured}").unwrap();
+        let of = judged.iter().filter(|judged| judged.figure == *figure && judged.goal == *goal);
+        let cells: Vec<String> = of.map(cell).collect();
+        writeln!(text, "{heading}  {figure:<34} {goal:<30} {}", cells.join("; ")).unwrap();
     }
 }
 
