@@ -34,6 +34,10 @@
 //! | `keys-50ms` | a byte there and back over 50 ms: alone, and on another connection than the bulk |
 //! | `vm` | one stream to and from a real virtual machine on our stream card, and on QEMU's own `-netdev user` in the same machine |
 //!
+//! Socket buffers and congestion control are the machine's (`--congestion` is another), and are in the JSON, since they matter: the queue of
+//! a TAP device drops packets when many senders fill it, and with BBR a sender may then believe for minutes in a bandwidth of
+//! some kbit/s. Compare runs of the same congestion control only.
+//!
 //! The table has medians with their extremes, and the median of each round's ratio to loopback. Behind our own rows it says which goals of
 //! the project the medians of this run meet.
 
@@ -115,7 +119,8 @@ pub(crate) struct Args {
     /// Processors for both ends of the load
     #[arg(long)]
     pin_load: Option<String>,
-    /// TCP's congestion control in all networks; else the machine's
+    /// TCP's congestion control in all networks; else the machine's. One that is not in net.ipv4.tcp_allowed_congestion_control
+    /// has to be added there first
     #[arg(long)]
     congestion: Option<String>,
     /// Our program, if not the one that is built with this

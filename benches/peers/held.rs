@@ -13,7 +13,7 @@ use super::wire::{Request, after, now, seconds};
 /// Connections that are opened beside each other.
 const OPENERS: usize = 16;
 /// For a burst on all connections at once.
-const BURST_LIMIT: Duration = Duration::from_secs(60);
+const BURST_LIMIT: Duration = Duration::from_secs(120);
 /// Peers that free what they have only after a moment.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -130,8 +130,11 @@ pub(super) fn memory_of(
     let before = Both::now(&order.ends);
     let Some(held) = open_all(order, count, patience, say) else { return Ok(()) };
     thread::sleep(SETTLE);
-    let mut tell = |when: &str| Both::now(&order.ends).tell(&before, when, count, say);
-    tell("idle");
+    let tell = |when: &str, say: &mut dyn FnMut(Said)| {
+        Both::now(&order.ends).tell(&before, when, count, say);
+    };
+    tell("idle", say);
+    let began = now();
     thread::scope(|scope| {
         let burst = |stream| {
             let stack = thread::Builder::new().stack_size(64 << 10);
@@ -140,9 +143,11 @@ pub(super) fn memory_of(
         let running: Vec<_> = held.iter().map(burst).collect::<io::Result<_>>()?;
         running.into_iter().try_for_each(|thread| thread.join().unwrap())
     })?;
-    tell("after a burst");
+    let took = seconds(began, now());
+    tell("after a burst", say);
+    say(value("burst in", "s", took));
     thread::sleep(Duration::from_secs_f64(pause));
-    tell("after a pause");
+    tell("after a pause", say);
     Ok(())
 }
 

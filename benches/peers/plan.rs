@@ -95,6 +95,6 @@ impl Metric {
     /// Seconds after which nothing comes any more.
     pub(crate) fn limit(&self, times: &Times) -> f64 {
         let bulk = self.warm() + self.seconds(times);
-        60.0 + 8.0 * bulk + 2.0 * times.patience + if self.fresh { 180.0 } else { 0.0 }
+        60.0 + 8.0 * bulk + 2.0 * times.patience + if self.fresh { 300.0 } else { 0.0 }
     }
 }

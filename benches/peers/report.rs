@@ -99,6 +99,7 @@ const GROUPS: &[Group] = &[
             ("far idle", "memory-1000 far idle Pss"),
             ("burst", "memory-1000 far after a burst Pss"),
             ("pause", "memory-1000 far after a pause Pss"),
+            ("the burst took s", "memory-1000 burst in"),
         ],
     ),
     medians(
