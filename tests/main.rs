@@ -15,6 +15,7 @@ mod host_rewrite;
 mod lan;
 mod metrics;
 mod netstack;
+mod peers;
 mod pki;
 mod presence;
 mod printer;
