@@ -5,7 +5,7 @@
 //! network takes the smaller of both MTUs.
 //!
 //! Each read is one frame and each write is one, taken by the kernel there and then, so nothing is queued here but in the rare
-//! case that it has no memory for it. With offloads (`IFF_VNET_HDR`) a [`vnet`] header stands before each: what the guest's
+//! case that it has no memory for it. With offloads (`IFF_VNET_HDR`) a `virtio_net_hdr` stands before each: what the guest's
 //! kernel has not summed up or cut comes so, and what we have not goes so.
 
 use std::collections::VecDeque;
@@ -163,7 +163,7 @@ impl TapName {
 /// The device, and what has been read of it.
 pub(super) struct TapCard {
     name: TapName,
-    /// A [`vnet`] header stands before each frame.
+    /// A `virtio_net_hdr` stands before each frame.
     offload: bool,
     wanted_mtu: u16,
     mtu: u16,
