@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use tokio::process::Command;
 
 use super::Machine;
+use crate::vm::rig::until;
 
 /// A switch.
 pub(crate) struct Lan {
@@ -50,5 +51,10 @@ impl Lan {
         machine.sh(&format!("ip address add {v4}/24 brd + dev eth0")).await;
         machine.sh(&format!("ip address add {v6}/64 dev eth0")).await;
         machine.sh("ip link set eth0 up").await;
+        // The kernel says so a moment later, and programs that look for a network believe it.
+        until("the cable to be in", || async {
+            machine.sh("ip link show eth0").await.contains("state UP").then_some(())
+        })
+        .await;
     }
 }
