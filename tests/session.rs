@@ -16,11 +16,11 @@ use spice_proto::handshake::Linked;
 use spice_proto::link::{ChannelType, CommonCaps};
 use spice_proto::tunnel::Layout;
 use spice_tunnel::guest::{Config, Guest, GuestStream};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, split};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -54,6 +54,11 @@ impl Rig {
     /// A user comes with a tunnel and shares the echo service. Gives its session's token and the virtual address.
     async fn join(&self) -> (CancellationToken, SocketAddr) {
         let (ours, theirs) = tokio::io::duplex(64 << 10);
+        self.join_by(ours, theirs).await
+    }
+
+    /// The same, by the two ends of this link.
+    async fn join_by(&self, ours: DuplexStream, theirs: DuplexStream) -> (CancellationToken, SocketAddr) {
         let ended = CancellationToken::new();
         let link = TunnelLink {
             stream: Box::new(ours),
@@ -85,6 +90,34 @@ impl Rig {
 
     async fn connect(&self, to: SocketAddr) -> GuestStream {
         timeout(SOON, self.guest.connect(to.ip(), to.port())).await.expect("an answer").unwrap()
+    }
+}
+
+/// The two ends of a link on which every byte is on its way for so long, and as many as like.
+fn long_link(delay: Duration) -> (DuplexStream, DuplexStream) {
+    let ((ours, near), (far, theirs)) = (tokio::io::duplex(1 << 20), tokio::io::duplex(1 << 20));
+    let ((near_read, near_write), (far_read, far_write)) = (split(near), split(far));
+    tokio::spawn(carry_late(near_read, far_write, delay));
+    tokio::spawn(carry_late(far_read, near_write, delay));
+    (ours, theirs)
+}
+
+async fn carry_late(mut from: ReadHalf<DuplexStream>, mut to: WriteHalf<DuplexStream>, delay: Duration) {
+    let (pieces, mut due) = mpsc::channel::<(Instant, Vec<u8>)>(4096);
+    tokio::spawn(async move {
+        while let Some((at, piece)) = due.recv().await {
+            sleep_until(at).await;
+            if to.write_all(&piece).await.is_err() {
+                return;
+            }
+        }
+        let _ = to.shutdown().await;
+    });
+    let mut piece = vec![0; 64 << 10];
+    while let Ok(length @ 1..) = from.read(&mut piece).await {
+        if pieces.send((Instant::now() + delay, piece[..length].to_vec())).await.is_err() {
+            return;
+        }
     }
 }
 
@@ -190,4 +223,52 @@ async fn a_shutdown_tells_the_guest() {
     rig.shutdown.cancel();
     assert_reset(&mut stream).await;
     timeout(SOON, rig.session).await.expect("the session to end").unwrap();
+}
+
+/// The byte at a place of a stream.
+fn byte_at(stream: u64, offset: u64) -> u8 {
+    ((stream + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ offset.wrapping_mul(0xc2b2_ae3d_27d4_eb4f))
+        .to_be_bytes()[0]
+}
+
+/// Windows grow, data waits for its turn and its pace, and both ends' buffers run full and empty.
+#[tokio::test]
+async fn bulk_over_a_long_way_arrives_as_it_was_sent() {
+    const LENGTH: u64 = 12 << 20;
+    let rig = Rig::new().await;
+    let (ours, theirs) = long_link(Duration::from_millis(25));
+    let (_ended, address) = rig.join_by(ours, theirs).await;
+    let mut bulk = tokio::task::JoinSet::new();
+    for number in 0..3 {
+        let (mut read, mut write) = split(rig.connect(address).await);
+        bulk.spawn(async move {
+            for start in (0..LENGTH).step_by(48 << 10) {
+                let end = LENGTH.min(start + (48 << 10));
+                let piece: Vec<u8> = (start..end).map(|at| byte_at(number, at)).collect();
+                write.write_all(&piece).await.unwrap();
+            }
+            write.shutdown().await.unwrap();
+        });
+        bulk.spawn(async move {
+            let (mut piece, mut at) = (vec![0; 64 << 10], 0);
+            loop {
+                let length = read.read(&mut piece).await.unwrap();
+                for byte in &piece[..length] {
+                    assert_eq!(*byte, byte_at(number, at), "byte {at} of stream {number}");
+                    at += 1;
+                }
+                if length == 0 {
+                    return assert_eq!(at, LENGTH);
+                }
+            }
+        });
+    }
+    // And what is small comes through meanwhile.
+    let mut small = rig.connect(address).await;
+    while !bulk.is_empty() {
+        exchange(&mut small).await;
+        while let Some(done) = bulk.try_join_next() {
+            done.unwrap();
+        }
+    }
 }

@@ -7,10 +7,9 @@
 //! channel's outgoing buffer is sent once. Turns follow each other until nothing moves; then the task sleeps, and every
 //! source has its waker. After [`ROUNDS`] turns the runtime gets a chance even if there is more to do.
 //!
-//! There is no queue between tasks. Backpressure is not reading: a service is read only while its socket has credit
-//! and the channel is not congested; a socket that found it congested is *parked* until it has drained. The
-//! server is always read, or both ends could wait for each other. What it sends to a service that is slow waits in
-//! that socket's tail, which the window bounds.
+//! There is no queue between tasks. Backpressure is not reading: a service is read only when it is its socket's turn
+//! ([`Turns`]), while the socket has credit and the channel is not congested. The server is always read, or both ends could
+//! wait for each other. What it sends to a service that is slow waits in that socket's tail, which the window bounds.
 
 mod shares;
 
@@ -31,7 +30,7 @@ use tokio::{
     time::Sleep,
 };
 use tracing::{debug, trace, warn};
-use tunnel_channel::{Channel, Event as ChannelEvent, ResetCause};
+use tunnel_channel::{Channel, Event as ChannelEvent, ResetCause, Turns};
 
 use self::shares::Shares;
 use crate::{
@@ -47,8 +46,8 @@ use crate::{
     sockets::ServiceSocket,
 };
 
-/// DATA messages that one service gives in one turn.
-const READS_PER_TURN: usize = 4;
+/// Services read from in one turn, as often as they are read.
+const READS_PER_TURN: usize = 16;
 
 /// Sockets looked at in one turn.
 const SOCKETS_PER_TURN: usize = 128;
@@ -177,7 +176,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         moved |= self.core.poll_dials(cx);
         moved |= self.core.poll_services(cx);
         moved |= link::poll_send(&mut self.link, cx, &mut self.core.channel)?;
-        self.core.unpark();
         moved |= self.poll_timer(cx, now)?;
         Ok(if moved || self.core.has_work() { Turn::Moved } else { Turn::Idle })
     }
@@ -231,9 +229,9 @@ pub(crate) struct Core {
     next_connection: u64,
     ready: Arc<ReadySet>,
     /// To be looked at. May name sockets that are gone, and the same one twice.
-    queue: VecDeque<SocketId>,
-    /// Found the channel congested.
-    parked: VecDeque<SocketId>,
+    stirred: VecDeque<SocketId>,
+    /// Of the sockets whose services may have something to say.
+    turns: Turns,
     lingering: JoinSet<()>,
 }
 
@@ -257,8 +255,8 @@ impl Core {
             slots: BTreeMap::new(),
             next_connection: life.next_connection,
             ready: Arc::default(),
-            queue: VecDeque::new(),
-            parked: VecDeque::new(),
+            stirred: VecDeque::new(),
+            turns: Turns::default(),
             lingering: JoinSet::new(),
         }
     }
@@ -295,7 +293,7 @@ impl Core {
                     self.settle(socket, Ok(()));
                 }
             }
-            ChannelEvent::Writable { socket } => self.queue.push_back(socket),
+            ChannelEvent::Writable { socket } => self.turns.ready(socket),
             ChannelEvent::Reset { socket, cause } => self.on_reset(socket, cause),
             ChannelEvent::Migrate => return Some(Ended::Migrated),
             ChannelEvent::Disconnecting { reason } => debug!(reason, "the server is about to leave"),
@@ -362,7 +360,7 @@ impl Core {
                 let service = Box::new(ServiceSocket::new(stream, share, connection, mark, rewrite));
                 self.slots.insert(socket, Slot::Connected(service));
                 self.channel.accept(socket);
-                self.queue.push_back(socket);
+                self.turns.ready(socket);
                 debug!(socket = socket.0, %address, "connected");
                 self.usage.opened(share);
                 self.events.push(Event::Opened { share, connection, address });
@@ -376,18 +374,30 @@ impl Core {
         }
     }
 
-    /// Looks at sockets that stirred.
+    /// Looks at sockets that stirred, and reads from services.
     fn poll_services(&mut self, _cx: &mut Context<'_>) -> bool {
-        self.ready.take(&mut self.queue);
-        let count = self.queue.len().min(SOCKETS_PER_TURN);
-        for _ in 0..count {
-            if let Some(socket) = self.queue.pop_front() {
-                self.look_at(socket);
+        let mut moved = false;
+        self.ready.take(&mut self.stirred);
+        for _ in 0..SOCKETS_PER_TURN {
+            let Some(socket) = self.stirred.pop_front() else { break };
+            moved = true;
+            self.look_at(socket);
+        }
+        for _ in 0..READS_PER_TURN {
+            if self.channel.is_congested() {
+                break;
+            }
+            let Some(socket) = self.turns.next_turn() else { break };
+            moved = true;
+            match self.read(socket) {
+                0 => self.turns.silent(socket),
+                read => self.turns.sent(socket, read),
             }
         }
-        count > 0
+        moved
     }
 
+    /// A service takes bytes again, or says something, or both.
     fn look_at(&mut self, socket: SocketId) {
         let Some(Slot::Connected(service)) = self.slots.get_mut(&socket) else { return };
         service.looked_at();
@@ -396,32 +406,36 @@ impl Core {
             Ok(messages) => self.channel.delivered(socket, messages),
             Err(error) => return self.settle(socket, Err(error)),
         }
-        for _ in 0..READS_PER_TURN {
-            if !service.is_reading() || self.channel.credit(socket) == 0 {
-                return self.settle(socket, Ok(()));
-            }
-            if self.channel.is_congested() {
-                if !std::mem::replace(&mut service.is_parked, true) {
-                    self.parked.push_back(socket);
-                }
-                return;
-            }
-            let mut outcome = Poll::Pending;
-            self.channel.send(socket, |buf| {
-                outcome = service.poll_read(buf);
-                match &outcome {
-                    Poll::Ready(Ok(read)) => *read,
-                    Poll::Ready(Err(_)) | Poll::Pending => 0,
-                }
-            });
-            match outcome {
-                Poll::Ready(Ok(0)) => self.channel.finish(socket),
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) => return self.settle(socket, Err(error)),
-                Poll::Pending => return,
-            }
+        if service.is_reading() {
+            self.turns.ready(socket);
         }
-        self.queue.push_back(socket);
+        self.settle(socket, Ok(()));
+    }
+
+    /// Sends a message of what the service says. 0: it says nothing, or it may not be heard, or that was its last word.
+    fn read(&mut self, socket: SocketId) -> usize {
+        let Some(Slot::Connected(service)) = self.slots.get_mut(&socket) else { return 0 };
+        if !service.is_reading() {
+            return 0;
+        }
+        let mut outcome = Poll::Pending;
+        // Without credit it is not read, and comes back with some.
+        let sent = self.channel.send(socket, |buf| {
+            outcome = service.poll_read(buf);
+            match &outcome {
+                Poll::Ready(Ok(read)) => *read,
+                Poll::Ready(Err(_)) | Poll::Pending => 0,
+            }
+        });
+        match outcome {
+            Poll::Ready(Ok(0)) => {
+                self.channel.finish(socket);
+                self.settle(socket, Ok(()));
+            }
+            Poll::Ready(Err(error)) => self.settle(socket, Err(error)),
+            Poll::Ready(Ok(_)) | Poll::Pending => {}
+        }
+        sent
     }
 
     /// Acts on how a socket stands now: broken, over, or neither.
@@ -472,21 +486,8 @@ impl Core {
         }
     }
 
-    /// No congestion any more: the parked ones may read.
-    fn unpark(&mut self) {
-        if self.channel.is_congested() {
-            return;
-        }
-        for socket in std::mem::take(&mut self.parked) {
-            if let Some(service) = self.connected(socket) {
-                service.is_parked = false;
-                self.queue.push_back(socket);
-            }
-        }
-    }
-
     fn has_work(&self) -> bool {
-        !self.queue.is_empty()
+        !self.stirred.is_empty() || !self.turns.is_empty() && !self.channel.is_congested()
     }
 
     /// The tunnel is over: services see a reset.

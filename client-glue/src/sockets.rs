@@ -50,8 +50,6 @@ pub(crate) struct ServiceSocket {
     /// Bytes written to the service and read from it.
     pub(crate) bytes_up: u64,
     pub(crate) bytes_down: u64,
-    /// Waits for the outgoing buffer to drain, in the session's queue for that.
-    pub(crate) is_parked: bool,
     mark: Arc<SocketWaker>,
     waker: Waker,
     reading: Reading,
@@ -83,11 +81,19 @@ enum Writing {
 /// What the service was too slow to take: messages of which less than all is written. The window bounds it.
 #[derive(Default)]
 struct Tail {
-    bytes: VecDeque<u8>,
-    /// Unwritten bytes of each message, which may be none of one that was rewritten. INVARIANT: their sum is `bytes.len()`, less
+    /// In pieces, so that a long one is never copied to another place to grow, and what is written is free at once.
+    pieces: VecDeque<Vec<u8>>,
+    /// Bytes of the first piece that are written. INVARIANT: fewer than it has.
+    written: usize,
+    /// Bytes that are not.
+    len: usize,
+    /// Unwritten bytes of each message, which may be none of one that was rewritten. INVARIANT: their sum is `len`, less
     /// what was held back to the guest's end and belongs to no message.
     messages: VecDeque<usize>,
 }
+
+/// Small messages are put together in pieces of this size, once there are enough of them.
+const PIECE: usize = 32 << 10;
 
 impl ServiceSocket {
     pub(crate) fn new(
@@ -103,7 +109,6 @@ impl ServiceSocket {
             connection,
             bytes_up: 0,
             bytes_down: 0,
-            is_parked: false,
             waker: Waker::from(mark.clone()),
             mark,
             reading: Reading::Open,
@@ -269,7 +274,7 @@ impl ServiceSocket {
                 Poll::Pending => break,
             }
         }
-        self.tail.bytes.extend(left);
+        self.tail.extend(left);
         Ok(left.len())
     }
 
@@ -314,17 +319,39 @@ impl Drop for ServiceSocket {
 
 impl Tail {
     fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.len == 0
     }
 
     fn front(&self) -> &[u8] {
-        self.bytes.as_slices().0
+        self.pieces.front().and_then(|piece| piece.get(self.written..)).unwrap_or_default()
+    }
+
+    fn extend(&mut self, bytes: &[u8]) {
+        let spare = self.pieces.back().map_or(0, |piece| piece.capacity() - piece.len());
+        let (fits, rest) = bytes.split_at(spare.min(bytes.len()));
+        if let Some(last) = self.pieces.back_mut() {
+            last.extend_from_slice(fits);
+        }
+        if !rest.is_empty() {
+            // As large as everything so far: many small messages need few pieces, and few need little memory.
+            let mut piece = Vec::with_capacity(rest.len().max(self.len.min(PIECE)));
+            piece.extend_from_slice(rest);
+            self.pieces.push_back(piece);
+        }
+        self.len += bytes.len();
     }
 
     /// `n` bytes of the front were written: how many messages are whole now?
     fn written(&mut self, n: usize) -> u32 {
-        let mut left = n.min(self.bytes.len());
-        self.bytes.drain(..left);
+        let mut left = n.min(self.len);
+        self.len -= left;
+        self.written += left;
+        while let Some(piece) = self.pieces.front()
+            && self.written >= piece.len()
+        {
+            self.written -= piece.len();
+            self.pieces.pop_front();
+        }
         let mut whole = 0;
         while let Some(message) = self.messages.front_mut() {
             if *message > left {
@@ -336,5 +363,49 @@ impl Tail {
             whole += 1;
         }
         whole
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_tail_gives_what_it_got(steps in prop::collection::vec((0usize..3, 0usize..90_000), 0..60)) {
+            let mut tail = Tail::default();
+            let mut model = VecDeque::<u8>::new();
+            let (mut put, mut whole, mut next) = (0u32, 0, 0u8);
+            for (step, n) in steps {
+                if step == 0 {
+                    let n = if n % 3 == 0 { n } else { n % 20 };
+                    let message: Vec<u8> = (0..n).map(|_| { next = next.wrapping_add(1); next }).collect();
+                    tail.extend(&message);
+                    tail.messages.push_back(n);
+                    put += 1;
+                    model.extend(message);
+                } else {
+                    let n = n.min(tail.front().len());
+                    prop_assert!(tail.front()[..n].iter().eq(model.iter().take(n)));
+                    whole += tail.written(n);
+                    model.drain(..n);
+                }
+                prop_assert_eq!(tail.len, model.len());
+                prop_assert_eq!(tail.is_empty(), tail.front().is_empty());
+                prop_assert_eq!(tail.messages.len() as u32, put - whole);
+                let held: usize = tail.pieces.iter().map(Vec::capacity).sum();
+                prop_assert!(held <= 2 * model.len() + 4 * PIECE + 90_000, "{held} bytes for {}", model.len());
+            }
+            while !tail.is_empty() {
+                let n = tail.front().len();
+                whole += tail.written(n);
+                model.drain(..n);
+            }
+            whole += tail.written(0);
+            prop_assert!(model.is_empty());
+            prop_assert_eq!(whole, put);
+        }
     }
 }

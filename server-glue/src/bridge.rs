@@ -18,7 +18,7 @@
 //! * What the client announces gets an address and a name, see `services`.
 //! * A tunnel that goes resets what went through it. Its services stay known for a while, see [`AwayConfig`].
 //!
-//! Sockets that may send are served round-robin, one message a turn, so that one bulk transfer cannot starve the rest.
+//! Sockets that may send have their [`Turns`], so that one bulk transfer cannot starve the rest.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -28,7 +28,7 @@ use spice_proto::frame::Frame;
 use spice_proto::service_info::ServiceInfo;
 use spice_proto::tunnel::{ServiceId, SocketId};
 use tracing::{debug, info, trace, warn};
-use tunnel_channel::{Channel, Event, Violation};
+use tunnel_channel::{Channel, Event, Turns, Violation};
 
 use crate::address::AddressBook;
 pub use crate::away::AwayConfig;
@@ -208,7 +208,7 @@ impl Bridge {
                     tunnel.channel.delivered(socket, 1);
                 }
             }
-            Event::Writable { socket } => tunnel.schedule(socket),
+            Event::Writable { socket } => tunnel.turns.ready(socket),
             Event::Accepted { socket } => {
                 if let Some(entry) = tunnel.socket(socket) {
                     entry.dialing = None;
@@ -332,7 +332,7 @@ impl Bridge {
         match event {
             NetEvent::Readable { flow } => {
                 if let Some(socket) = tunnel.socket_of(flow) {
-                    tunnel.schedule(socket);
+                    tunnel.turns.ready(socket);
                 }
             }
             NetEvent::Writable { flow } => tunnel.drain(&mut self.netstack, now, flow),
@@ -374,6 +374,9 @@ impl Bridge {
     }
 }
 
+/// Messages of guest connections that are sent before the netstack is heard again.
+const MESSAGES_PER_ROUND: usize = 64;
+
 /// What lives and dies with one channel.
 struct Tunnel {
     channel: Channel,
@@ -381,8 +384,8 @@ struct Tunnel {
     sockets: Vec<Option<Socket>>,
     /// INVARIANT: has exactly the flows of `sockets`.
     by_flow: HashMap<FlowId, SocketId>,
-    /// Sockets that may have something to send, in turn.
-    ready: VecDeque<SocketId>,
+    /// Of the sockets that may have something to send.
+    turns: Turns,
     services: Vec<Service>,
     /// INVARIANT: has exactly the addresses of `services`.
     by_address: HashMap<SocketAddr, ServiceId>,
@@ -408,7 +411,7 @@ impl Tunnel {
             channel,
             sockets: Vec::new(),
             by_flow: HashMap::new(),
-            ready: VecDeque::new(),
+            turns: Turns::default(),
             services: Vec::new(),
             by_address: HashMap::new(),
             questions: Questions::default(),
@@ -444,40 +447,32 @@ impl Tunnel {
         }
         if let Some(slot) = self.sockets.get_mut(index) {
             let dialing = Some(destination);
-            *slot = Some(Socket { flow, dialing, scheduled: false, tail: VecDeque::new(), down: Down::Open });
+            *slot = Some(Socket { flow, dialing, tail: VecDeque::new(), down: Down::Open });
         }
         self.by_flow.insert(flow, id);
         Ok(())
     }
 
-    /// Notes that a socket may have something to send.
-    fn schedule(&mut self, id: SocketId) {
-        if let Some(socket) = self.socket(id)
-            && !socket.scheduled
-        {
-            socket.scheduled = true;
-            self.ready.push_back(id);
-        }
-    }
-
-    /// Sends one message of each socket that has data and credit. `false`: none had, or the link is full.
+    /// Sends some messages of sockets that have data and credit. `false`: none had, or the link is full.
     fn send_round(&mut self, netstack: &mut Netstack, traffic: &mut Traffic, now: Instant) -> bool {
         let mut progress = false;
-        for _ in 0..self.ready.len() {
+        for _ in 0..MESSAGES_PER_ROUND {
             if self.channel.is_congested() {
-                return false;
+                break;
             }
-            let Some(id) = self.ready.pop_front() else { break };
-            let Some(Some(socket)) = self.sockets.get_mut(usize::from(id.0)) else { continue };
-            let flow = socket.flow;
-            let sent = self.channel.send(id, |room| read_from_guest(netstack, now, flow, room));
-            progress |= sent > 0;
-            traffic.sent(sent);
-            if sent > 0 && netstack.can_recv(flow) > 0 && self.channel.credit(id) > 0 {
-                self.ready.push_back(id);
+            let Some(id) = self.turns.next_turn() else { break };
+            let socket = self.sockets.get(usize::from(id.0)).and_then(Option::as_ref);
+            let sent = match socket.map(|socket| socket.flow) {
+                Some(flow) => self.channel.send(id, |room| read_from_guest(netstack, now, flow, room)),
+                None => 0,
+            };
+            if sent > 0 {
+                progress = true;
+                traffic.sent(sent);
+                self.turns.sent(id, sent);
             } else {
                 // It comes back with Readable or with credit.
-                socket.scheduled = false;
+                self.turns.silent(id);
             }
         }
         progress
@@ -521,8 +516,6 @@ struct Socket {
     flow: FlowId,
     /// Where the guest's SYN went to, until the client has answered it.
     dialing: Option<SocketAddr>,
-    /// It is in `Tunnel::ready`.
-    scheduled: bool,
     /// Messages, or the last part of one, that the transmit ring had no room for. Bounded by our window.
     tail: VecDeque<Tail>,
     down: Down,
@@ -568,6 +561,10 @@ impl Socket {
             }
             self.tail.pop_front();
             completed += 1;
+        }
+        if self.tail.is_empty() {
+            // An idle connection keeps no buffer.
+            self.tail = VecDeque::new();
         }
         completed
     }

@@ -37,6 +37,9 @@ const LARGE: usize = 256 * 1024;
 /// Reads in a row that would have fitted into the small buffer, after which it is the small one again.
 const FEW: u32 = 64;
 
+/// So long without a byte, and the large one is given back as well.
+const REST: Duration = Duration::from_secs(1);
+
 /// Longest body that is kept to be read whole. A list of this size has 2000 channels.
 const MOST_HELD: u32 = 4096;
 
@@ -166,7 +169,17 @@ async fn pump(
     let mut out = Vec::new();
     let mut few = 0;
     loop {
-        let n = from.read(&mut buffer).await?;
+        let n = if buffer.len() > SMALL {
+            match timeout(REST, from.read(&mut buffer)).await {
+                Ok(read) => read?,
+                Err(_) => {
+                    (buffer, out) = (vec![0; SMALL], Vec::new());
+                    continue;
+                }
+            }
+        } else {
+            from.read(&mut buffer).await?
+        };
         let chunk = match buffer.get(..n) {
             None | Some([]) => return to.shutdown().await,
             Some(chunk) => chunk,

@@ -254,7 +254,13 @@ impl std::fmt::Display for Chain<'_> {
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 
-/// Sends small messages at once, and notices within a minute or two when the peer's machine is gone.
+/// Bytes that the system takes of a connection before it can send them. More would only wait there, in the order in which they
+/// came; less would let a fast link run dry while its task waits for the processor.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 128 << 10;
+
+/// Sends small messages at once, keeps little of the large ones in the system's buffers, and notices within a minute or two when
+/// the peer's machine is gone.
 ///
 /// That needs both timers: keepalive rests while bytes are on their way. A link that hung for the quarter of an hour that
 /// the system would take would keep its session, and so its tunnel, from the user who comes back by another way.
@@ -264,7 +270,9 @@ pub fn tune(stream: &TcpStream) {
         TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(15));
     let tuned = stream.set_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&keepalive));
     #[cfg(target_os = "linux")]
-    let tuned = tuned.and_then(|()| socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED)));
+    let tuned = tuned
+        .and_then(|()| socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED)))
+        .and_then(|()| socket.set_tcp_notsent_lowat(UNSENT));
     if let Err(error) = tuned {
         // The connection works without, only worse.
         tracing::debug!(%error, "could not tune a connection");

@@ -9,10 +9,17 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::error::FrameError;
 use crate::frame::{self, Frame, HeaderForm, Split};
 
-/// Bytes that one read may bring, at least half of it.
+/// Size of the read buffer of a stream that carries much. Larger ones make reads neither fewer nor cheaper.
 const INPUT: usize = 128 * 1024;
 
-/// A stream whose link stage is over, with its read buffer, which grows to the longest message that was allowed.
+/// Size of the read buffer of one that carries little.
+const LEAST_INPUT: usize = 16 * 1024;
+
+/// So many reads in a row that bring little make a stream one that carries little.
+const QUIET: u8 = 8;
+
+/// A stream whose link stage is over, with its read buffer. The buffer is small where little comes; it grows to what comes, and to
+/// the longest message that was allowed, and falls back behind it.
 pub struct FrameStream<S> {
     stream: S,
     header: HeaderForm,
@@ -20,6 +27,10 @@ pub struct FrameStream<S> {
     /// What was read and not yet consumed. INVARIANT: `start <= end <= input.len()`.
     start: usize,
     end: usize,
+    /// What the buffer should have. INVARIANT: between [`LEAST_INPUT`] and [`INPUT`].
+    wanted: usize,
+    /// Reads since one that brought much.
+    quiet: u8,
     /// Written to the stream since it was last flushed.
     dirty: bool,
 }
@@ -28,8 +39,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameStream<S> {
     /// `leftover` is what was read from `stream` past the link stage.
     pub fn new(stream: S, header: HeaderForm, leftover: &[u8]) -> Self {
         let mut input = leftover.to_vec();
-        input.resize(INPUT.max(leftover.len()), 0);
-        Self { stream, header, input, start: 0, end: leftover.len(), dirty: false }
+        input.resize(LEAST_INPUT.max(leftover.len()), 0);
+        Self {
+            stream,
+            header,
+            input,
+            start: 0,
+            end: leftover.len(),
+            wanted: LEAST_INPUT,
+            quiet: 0,
+            dirty: false,
+        }
     }
 
     /// Bytes of a message that is not whole yet. Not 0 at the stream's end: the peer was cut off.
@@ -63,11 +83,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameStream<S> {
     /// # Errors
     /// The stream's own.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.fit();
         let mut room = ReadBuf::new(self.input.get_mut(self.end..).unwrap_or_default());
         debug_assert!(room.remaining() > 0, "a read into no room looks like the end");
         std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, &mut room))?;
-        let read = room.filled().len();
+        let (read, is_full) = (room.filled().len(), room.remaining() == 0);
         self.end += read;
+        if is_full {
+            self.wanted = self.wanted.saturating_mul(2).min(INPUT);
+        }
+        self.quiet = if read > LEAST_INPUT / 2 { 0 } else { self.quiet.saturating_add(1) };
         Poll::Ready(Ok(read))
     }
 
@@ -107,7 +132,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameStream<S> {
 
     /// Makes the buffer hold `needed` bytes from `start` on. They are bounded: the length was checked.
     fn make_room(&mut self, needed: usize) {
-        if self.input.len() - self.start >= needed.max(INPUT / 2) {
+        if self.input.len() - self.start >= needed.max(self.wanted / 2) {
             return;
         }
         self.input.copy_within(self.start..self.end, 0);
@@ -116,4 +141,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameStream<S> {
             self.input.resize(needed, 0);
         }
     }
+
+    /// Makes the buffer as large as it should be, if it is too small, or if it is too large and empty.
+    fn fit(&mut self) {
+        if self.quiet >= QUIET {
+            self.wanted = LEAST_INPUT;
+            self.quiet = 0;
+            if self.start == self.end && self.input.len() > self.wanted {
+                (self.start, self.end) = (0, 0);
+                self.input = vec![0; self.wanted];
+            }
+        }
+        if self.input.len() < self.wanted {
+            self.input.resize(self.wanted, 0);
+        }
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -429,6 +429,8 @@ impl Driver {
             dead_after: if caps.contains(TunnelCaps::PROBE) { Duration::MAX } else { config.dead_after },
             // The owner delivers when tokens show it, which is later than it was.
             memory_budget: usize::MAX / 4,
+            // Nor are the two as far apart as they were.
+            max_window: 0,
             ..config
         };
         if let Some((max_sockets, max_data)) = init {

@@ -30,6 +30,7 @@ use spice_proto::tunnel::{
 
 use crate::config::{Config, MAX_DATA_LIMIT, Role, Terms};
 use crate::event::{AddError, Event, MapError, NewService, OpenError, Violation};
+use crate::growth::{Delay, Pool};
 use crate::liveness::{Acks, Liveness, Ping, Silence, TimeoutReason};
 use crate::names::Names;
 use crate::outgoing::Outgoing;
@@ -64,6 +65,9 @@ pub struct Channel {
     pub(crate) side: Side,
     pub(crate) table: Table,
     pub(crate) backlog: Backlog,
+    /// Out of which windows grow.
+    pub(crate) pool: Pool,
+    pub(crate) delay: Delay,
     /// Services that the client announced; at the client, those that it has not removed.
     pub(crate) directory: Directory,
     pub(crate) names: Names,
@@ -169,6 +173,8 @@ impl Channel {
             side,
             table: Table::default(),
             backlog: Backlog::default(),
+            pool: Pool::default(),
+            delay: Delay::new(now),
             directory: Directory::default(),
             names: Names::default(),
             liveness,
@@ -272,9 +278,12 @@ impl Channel {
         HIGH_WATER.max(self.max_data().saturating_mul(4))
     }
 
-    /// Whether more waits to be sent than [`Channel::outgoing_high_water`].
+    /// Whether the owner should send no more data for now: more waits than [`Channel::outgoing_high_water`]; or more than a
+    /// quarter of that, and the link takes less than it is given, so that whatever is added would only wait.
     pub fn is_congested(&self) -> bool {
-        self.outgoing_len() > self.outgoing_high_water()
+        let mark = self.outgoing_high_water();
+        let mark = if self.outgoing.is_backed_up() { mark / 4 } else { mark };
+        self.outgoing_len() > mark
     }
 
     // ---- commands ----
@@ -295,10 +304,10 @@ impl Channel {
         let Some(socket) = ids.take(max_sockets) else {
             return Err(OpenError::Full { limit: max_sockets });
         };
-        let policy = self.terms.policy;
-        let fresh = self.table.insert(socket, Socket::opening(0, policy));
+        let tokens = self.terms.policy.window;
+        let fresh = self.table.insert(socket, Socket::opening(0, tokens));
         debug_assert!(fresh, "a free id has no socket");
-        self.say_server(ServerMessage::SocketOpen { socket, service, tokens: policy.window });
+        self.say_server(ServerMessage::SocketOpen { socket, service, tokens });
         Ok(socket)
     }
 
@@ -499,6 +508,14 @@ impl Channel {
         }
     }
 
+    /// It matters how far away the peer is: asks, unless it answered lately. Historical peers are asked when it is time only.
+    pub(crate) fn ask_for_delay(&mut self, now: Instant) {
+        let may = self.terms.has(TunnelCaps::EXTENDED) && self.delay.is_guessed();
+        if let Some(question) = may.then(|| self.liveness.ask(now)).flatten() {
+            self.ask(question);
+        }
+    }
+
     // ---- below: how steps of a socket take effect ----
 
     /// Runs an event on a socket, if there is one, and does what follows from it.
@@ -508,13 +525,15 @@ impl Channel {
         event: impl FnOnce(&mut Socket) -> Result<Step, Illegal>,
     ) -> Option<Result<Option<Event<'static>>, Illegal>> {
         let socket = self.table.get_mut(id)?;
-        let was_owned = socket.is_owned();
+        let (was_owned, had_grown) = (socket.is_owned(), socket.grown());
         let step = match event(socket) {
             Ok(step) => step,
             Err(illegal) => return Some(Err(illegal)),
         };
         let is_owned = socket.is_owned() && step.fate == Fate::Stays;
         let dropped = if was_owned && !is_owned { socket.window().bytes() } else { 0 };
+        // No event makes a window grow; it is given back with the end of what may come.
+        self.pool.give_back(had_grown - if is_owned { socket.grown() } else { 0 });
         match step.fate {
             Fate::Stays => {}
             Fate::Freed => {
@@ -530,8 +549,8 @@ impl Channel {
         if was_owned && !is_owned {
             self.backlog.bytes = self.backlog.bytes.saturating_sub(dropped);
             self.backlog.held.remove(&id);
-            self.release_held();
         }
+        self.release_held();
         Some(Ok(step.tell.map(|tell| event_of(id, tell))))
     }
 
@@ -566,6 +585,7 @@ impl Channel {
         self.names = Names::default();
         self.table.clear();
         self.backlog = Backlog::default();
+        self.pool = Pool::default();
     }
 }
 

@@ -26,12 +26,17 @@ pub struct Config {
     /// Server: longest payload of a DATA message in bytes, both ways, as INIT says it. Client: longest payload that is
     /// sent, if INIT allows that much. Between 1 and [`MAX_DATA_LIMIT`]; other values are moved into that range.
     pub max_data: u32,
-    /// Tokens that we grant for each socket: how many DATA messages may be on their way or waiting here. At least 1.
+    /// Tokens that we grant for each socket when it is opened: how many DATA messages may be on their way or waiting
+    /// here. At least 1.
     pub window: u32,
+    /// Tokens up to which a socket's window grows where it holds up a peer that is far away. All windows together grow
+    /// by no more than half of `memory_budget`, with messages of the longest length, and none by more than it leaves to the
+    /// others. Not above `window`: they do not grow.
+    pub max_window: u32,
     /// Services that may be announced at a time.
     pub max_services: usize,
-    /// Server: time between the PINGs, which find dead peers and measure the round trip. `None` sends none, and then a
-    /// dead client goes unnoticed. Without meaning for a client.
+    /// Server: time between the PINGs, which find dead peers and measure the round trip; one more is sent where a window
+    /// may have to grow. `None` sends none, and then a dead client goes unnoticed. Without meaning for a client.
     pub ping_interval: Option<Duration>,
     /// Silence after which the peer is given up. Server: after a PING, nothing at all was received for this long.
     /// Client: nothing was received for this long, though the server was asked after a third of it. That needs
@@ -40,8 +45,8 @@ pub struct Config {
     /// means for ever.
     pub dead_after: Duration,
     /// Bytes received and not yet delivered, over all sockets, above which no credit is returned, except a token at
-    /// a time for a socket that waits for nothing else. A DATA message that would go beyond twice this resets its
-    /// socket.
+    /// a time for a socket that waits for nothing else. What windows have grown by counts as if it had been received. A
+    /// DATA message that would go beyond twice this resets its socket.
     pub memory_budget: usize,
 }
 
@@ -66,6 +71,7 @@ impl Default for Config {
             max_sockets: 16_384,
             max_data: 32_768,
             window: 64,
+            max_window: 1024,
             max_services: 1024,
             ping_interval: Some(Duration::from_secs(10)),
             dead_after: Duration::from_secs(40),
@@ -110,7 +116,7 @@ impl Terms {
         };
         if caps.contains(TunnelCaps::EXTENDED) {
             let max_data = config.max_data.clamp(1, MAX_DATA_LIMIT);
-            let policy = Policy::fraction_of(config.window);
+            let policy = Policy::growing(config.window, config.max_window);
             Terms { layout, caps, config: Config { max_data, ..config }, policy }
         } else {
             let Config { max_sockets, max_data, window, .. } = Config::historical(role);

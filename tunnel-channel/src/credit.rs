@@ -1,6 +1,9 @@
 //! Who may send how much: one token is one DATA message (wire-reference 6.7).
 //!
 //! All arithmetic on tokens is in this file and checked. What overflows is the peer's fault, and the caller hears of it.
+//! When a window grows, and by how much, is `growth`'s business.
+
+use std::time::{Duration, Instant};
 
 /// What the peer still allows us to send on one socket, in DATA messages.
 ///
@@ -50,6 +53,8 @@ impl SendCredit {
 pub(crate) struct Policy {
     /// The grant of a new socket. INVARIANT: at least 1.
     pub(crate) window: u32,
+    /// What it may grow to. INVARIANT: not below `window`.
+    pub(crate) most: u32,
     pub(crate) batch: Batch,
 }
 
@@ -58,27 +63,36 @@ pub(crate) struct Policy {
 pub(crate) enum Batch {
     /// Portions of exactly this many, as the historical ends send them.
     Exactly(u32),
-    /// Everything that is owed, once it is at least this many.
-    AtLeast(u32),
+    /// Everything that is owed, once it is a quarter of the window that there is, or [`LARGEST_PORTION`]: rare enough to
+    /// cost little, early enough that the sender never runs dry while the receiver keeps up, and never more than the
+    /// window itself, however small that is.
+    Quarter,
 }
 
+/// Messages delivered after which credit returns however large the window is, so that it does not come in bursts.
+const LARGEST_PORTION: u32 = 16;
+
 impl Policy {
-    /// Returns a quarter of the window at a time: rare enough to cost little, early enough that the sender never
-    /// runs dry while the receiver keeps up, and never more than the window itself, however small that is.
-    pub(crate) fn fraction_of(window: u32) -> Self {
+    /// Windows that begin with `window` and may grow to `most`; not at all where that is less.
+    pub(crate) fn growing(window: u32, most: u32) -> Self {
         let window = window.max(1);
-        Policy { window, batch: Batch::AtLeast((window / 4).max(1)) }
+        Policy { window, most: most.max(window), batch: Batch::Quarter }
     }
 
     /// The historical fixed portion. INVARIANT: `portion` is not above `window`, or the peer would starve.
     pub(crate) fn portions_of(portion: u32, window: u32) -> Self {
-        Policy { window, batch: Batch::Exactly(portion.clamp(1, window.max(1))) }
+        Policy { window, most: window, batch: Batch::Exactly(portion.clamp(1, window.max(1))) }
+    }
+
+    /// Whether windows are more than a number that was said once.
+    pub(crate) fn grows(self) -> bool {
+        self.most > self.window
     }
 }
 
 /// What we allow the peer to send on one socket, and what has become of it.
 ///
-/// INVARIANT: `remaining + undelivered + owed` is the window that was granted, at all times.
+/// INVARIANT: `remaining + undelivered + owed` is the window, at all times: what was granted at first, and `grown`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RecvWindow {
     /// Messages that the peer may still send.
@@ -87,8 +101,29 @@ pub(crate) struct RecvWindow {
     undelivered: u32,
     /// Messages that reached the local sink and were not yet returned as credit.
     owed: u32,
+    /// What the window has grown by since the first grant.
+    grown: u32,
     /// Bytes in the undelivered messages.
     bytes: usize,
+    round: Option<Round>,
+}
+
+/// As many messages as the window: at least one of them was sent on a token that was granted after the round's begin. So
+/// a round takes a round trip or more, and hardly more if the peer had to wait for its tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Round {
+    began: Instant,
+    /// Messages still to come. INVARIANT: not 0.
+    left: u32,
+    bytes: u32,
+}
+
+/// A round that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Turnaround {
+    pub(crate) took: Duration,
+    /// In all its messages.
+    pub(crate) bytes: u32,
 }
 
 /// The peer sent DATA without credit.
@@ -101,8 +136,20 @@ pub(crate) struct Overrun;
 pub(crate) struct Announce(pub(crate) u32);
 
 impl RecvWindow {
-    pub(crate) fn new(policy: Policy) -> Self {
-        RecvWindow { remaining: policy.window, undelivered: 0, owed: 0, bytes: 0 }
+    /// A peer that may send so many messages.
+    pub(crate) fn new(granted: u32) -> Self {
+        RecvWindow { remaining: granted, undelivered: 0, owed: 0, grown: 0, bytes: 0, round: None }
+    }
+
+    /// All tokens that there are, wherever they are.
+    pub(crate) fn total(self) -> u32 {
+        // Cannot overflow: it is what was granted at first and what was added, both of which were checked.
+        self.remaining.saturating_add(self.undelivered).saturating_add(self.owed)
+    }
+
+    /// What the window has grown by since the first grant.
+    pub(crate) fn grown(self) -> u32 {
+        self.grown
     }
 
     /// Messages that the peer may still send, as we know it.
@@ -161,24 +208,71 @@ impl RecvWindow {
         freed
     }
 
+    /// To be called for every message that arrived, with its length. Gives what became of the round, if it is over.
+    ///
+    /// One that takes longer than `patience` says that the peer did not wait for tokens, and nothing else: it begins
+    /// anew at once, so that a burst behind a pause is measured by itself.
+    pub(crate) fn measure(
+        &mut self,
+        now: Instant,
+        length: usize,
+        patience: Option<Duration>,
+    ) -> Option<Turnaround> {
+        let next = Some(Round { began: now, left: self.total().max(1), bytes: 0 });
+        let Some(round) = &mut self.round else {
+            self.round = next;
+            return None;
+        };
+        let took = now.saturating_duration_since(round.began);
+        if patience.is_some_and(|patience| took > patience) {
+            self.round = next;
+            return None;
+        }
+        let bytes = round.bytes.saturating_add(u32::try_from(length).unwrap_or(u32::MAX));
+        if round.left > 1 {
+            *round = Round { left: round.left - 1, bytes, ..*round };
+            return None;
+        }
+        self.round = next;
+        Some(Turnaround { took, bytes })
+    }
+
+    /// Adds tokens to the window, which are owed to the peer at once. The round begins anew.
+    pub(crate) fn grow(&mut self, tokens: u32) {
+        let tokens = tokens.min(u32::MAX - self.total());
+        self.owed += tokens;
+        self.grown = self.grown.saturating_add(tokens);
+        self.round = None;
+    }
+
+    /// Takes from what is owed the tokens that the window has grown by. Gives how many.
+    pub(crate) fn shrink(&mut self) -> u32 {
+        let tokens = self.owed.min(self.grown);
+        self.owed -= tokens;
+        self.grown -= tokens;
+        if tokens > 0 {
+            self.round = None;
+        }
+        tokens
+    }
+
     /// Takes out one portion of credit, if enough is owed for one. Call it until it gives `None`.
     pub(crate) fn take_due(&mut self, policy: Policy) -> Option<Announce> {
-        let portion = match policy.batch {
-            Batch::Exactly(portion) if self.owed >= portion => portion,
-            Batch::AtLeast(least) if self.owed >= least => self.owed,
-            Batch::Exactly(_) | Batch::AtLeast(_) => return None,
+        let (least, portion) = match policy.batch {
+            Batch::Exactly(portion) => (portion, portion),
+            Batch::Quarter => ((self.total() / 4).clamp(1, LARGEST_PORTION), self.owed),
         };
-        Some(self.announce(portion))
+        (self.owed >= least).then(|| self.announce(portion))
     }
 
     /// Takes out a single token for a peer that has none, when nothing of it waits here. So a socket whose sink keeps
     /// up goes on, message by message, while others use up the memory budget. Never in fixed portions.
     pub(crate) fn take_trickle(&mut self, policy: Policy) -> Option<Announce> {
         match policy.batch {
-            Batch::AtLeast(_) if self.remaining == 0 && self.undelivered == 0 && self.owed > 0 => {
+            Batch::Quarter if self.remaining == 0 && self.undelivered == 0 && self.owed > 0 => {
                 Some(self.announce(1))
             }
-            Batch::AtLeast(_) | Batch::Exactly(_) => None,
+            Batch::Quarter | Batch::Exactly(_) => None,
         }
     }
 
@@ -223,20 +317,24 @@ mod tests {
 
     #[test]
     fn the_portion_never_exceeds_the_window() {
-        for window in [0, 1, 2, 3, 4, 5, 19, 64, u32::MAX] {
-            for policy in [Policy::fraction_of(window), Policy::portions_of(20, window.max(1))] {
-                let portion = match policy.batch {
-                    Batch::Exactly(n) | Batch::AtLeast(n) => n,
-                };
-                assert!(portion >= 1 && portion <= policy.window, "window {window}: {policy:?}");
+        for window in [1, 2, 3, 4, 5, 19, 63, 64, 65, 1000, u32::MAX] {
+            for policy in [Policy::growing(window, 0), Policy::portions_of(20, window)] {
+                assert_eq!(policy.window, window);
+                let mut books = RecvWindow::new(window);
+                // All of it used and delivered: the peer waits, and must be told of something.
+                (books.remaining, books.owed) = (0, window);
+                let Announce(portion) = books.take_due(policy).expect("or the peer starves");
+                assert!(portion >= 1 && portion <= window, "window {window}: {policy:?}");
             }
         }
+        assert_eq!(Policy::growing(0, 0).window, 1);
     }
 
     #[test]
     fn historical_portions_are_exact() {
         let policy = Policy::portions_of(20, 80);
-        let mut window = RecvWindow::new(policy);
+        assert!(!policy.grows());
+        let mut window = RecvWindow::new(80);
         for _ in 0..80 {
             window.arrive(10).unwrap();
         }
@@ -252,8 +350,8 @@ mod tests {
 
     #[test]
     fn credit_comes_back_on_delivery_and_not_on_arrival() {
-        let policy = Policy::fraction_of(4);
-        let mut window = RecvWindow::new(policy);
+        let policy = Policy::growing(4, 4);
+        let mut window = RecvWindow::new(4);
         for _ in 0..4 {
             window.arrive(1).unwrap();
             assert_eq!(window.take_due(policy), None);
@@ -263,9 +361,28 @@ mod tests {
     }
 
     #[test]
+    fn the_portion_follows_the_window_up_to_a_point() {
+        let policy = Policy::growing(8, 1000);
+        let mut books = RecvWindow::new(8);
+        for (more, portion) in [(0, 2), (8, 4), (16, 8), (32, 16), (64, 16), (800, 16)] {
+            books.grow(more);
+            while let Some(Announce(_)) = books.take_due(policy) {}
+            assert_eq!(books.owed, 0, "a window that doubles is told of at once");
+            for _ in 1..portion {
+                books.arrive(1).unwrap();
+                books.deliver(1);
+                assert_eq!(books.take_due(policy), None, "window {}", books.total());
+            }
+            books.arrive(1).unwrap();
+            books.deliver(1);
+            assert_eq!(books.take_due(policy), Some(Announce(portion)));
+        }
+    }
+
+    #[test]
     fn the_trickle_is_for_the_starved_only() {
-        let policy = Policy::fraction_of(2);
-        let mut window = RecvWindow::new(policy);
+        let policy = Policy::growing(2, 2);
+        let mut window = RecvWindow::new(2);
         window.arrive(1).unwrap();
         window.deliver(1);
         assert_eq!(window.take_trickle(policy), None, "the peer still has a token");
@@ -276,23 +393,110 @@ mod tests {
         assert_eq!(window.take_trickle(policy), None);
     }
 
+    #[test]
+    fn only_what_has_grown_and_is_owed_can_be_taken_back() {
+        let policy = Policy::growing(4, 100);
+        let mut window = RecvWindow::new(4);
+        assert_eq!(window.shrink(), 0);
+        window.grow(6);
+        assert_eq!((window.total(), window.grown(), window.owed()), (10, 6, 6));
+        assert_eq!(window.take_due(policy), Some(Announce(6)));
+        assert_eq!(window.shrink(), 0, "the peer was told of them");
+        for _ in 0..3 {
+            window.arrive(1).unwrap();
+        }
+        window.deliver(2);
+        assert_eq!((window.shrink(), window.total(), window.grown()), (2, 8, 4));
+        for _ in 0..7 {
+            window.arrive(1).unwrap();
+        }
+        window.deliver(8);
+        assert_eq!((window.shrink(), window.total(), window.grown()), (4, 4, 0));
+        assert_eq!(window.take_due(policy), Some(Announce(4)), "what it began with stays");
+    }
+
+    #[test]
+    fn a_round_is_a_window_of_messages() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut window = RecvWindow::new(4);
+        let mut come = |ms, patience: Option<u64>| {
+            window.arrive(100).unwrap();
+            window.deliver(1);
+            let _ = window.take_due(Policy::growing(4, 4));
+            window.measure(at(ms), 100, patience.map(Duration::from_millis))
+        };
+        assert_eq!(come(0, None), None, "the first message begins one");
+        assert_eq!([come(10, None), come(20, None), come(30, None)], [None; 3]);
+        let over = Turnaround { took: Duration::from_millis(1000), bytes: 400 };
+        assert_eq!(come(1000, None), Some(over));
+        // The last message of a round begins the next.
+        assert_eq!([come(1001, Some(20)), come(1002, Some(20)), come(1003, Some(20))], [None; 3]);
+        let over = Turnaround { took: Duration::from_millis(20), bytes: 400 };
+        assert_eq!(come(1020, Some(20)), Some(over));
+        // A pause ends a round, and what comes behind it is measured by itself.
+        assert_eq!([come(1021, Some(20)), come(2000, Some(20))], [None; 2]);
+        assert_eq!([come(2001, Some(20)), come(2002, Some(20)), come(2003, Some(20))], [None; 3]);
+        let over = Turnaround { took: Duration::from_millis(4), bytes: 400 };
+        assert_eq!(come(2004, Some(20)), Some(over));
+    }
+
     proptest! {
         #[test]
-        fn the_books_balance(window in 1u32..200, fixed: bool, steps in prop::collection::vec((0u8..4, 0u32..90), 0..400)) {
-            let policy = if fixed { Policy::portions_of(20, window) } else { Policy::fraction_of(window) };
-            let mut books = RecvWindow::new(policy);
+        fn the_books_balance(
+            window in 1u32..200,
+            fixed: bool,
+            steps in prop::collection::vec((0u8..7, 0u32..90), 0..400),
+        ) {
+            let policy = if fixed { Policy::portions_of(20, window) } else { Policy::growing(window, 1000) };
+            let mut books = RecvWindow::new(window);
+            // What the peer may have sent, as it sees it, what is here, and the window.
+            let (mut credit, mut here, mut total) = (window, 0u32, window);
             let mut bytes = 0usize;
+            let mut now = Instant::now();
             for (step, amount) in steps {
                 match step {
-                    0 => if books.arrive(amount as usize).is_ok() { bytes += amount as usize },
-                    1 => bytes -= books.deliver(amount),
-                    2 => { let _ = books.absorb(); }
-                    _ => while let Some(Announce(n)) = books.take_due(policy) { prop_assert!(n > 0) },
+                    0 => match books.arrive(amount as usize) {
+                        Ok(()) => { bytes += amount as usize; here += 1; credit -= 1; }
+                        Err(Overrun) => prop_assert_eq!(credit, 0),
+                    },
+                    1 => {
+                        bytes -= books.deliver(amount);
+                        here -= amount.min(here);
+                    }
+                    2 => match books.absorb() {
+                        Ok(()) => credit -= 1,
+                        Err(Overrun) => prop_assert_eq!(credit, 0),
+                    },
+                    3 if policy.grows() => { books.grow(amount); total += amount; }
+                    4 => {
+                        let back = books.shrink();
+                        prop_assert!(back <= total - window, "the first grant was touched");
+                        total -= back;
+                    }
+                    5 => {
+                        now += Duration::from_millis(u64::from(amount));
+                        let patience = amount.is_multiple_of(2).then_some(Duration::from_millis(200));
+                        if let Some(Turnaround { took, .. }) = books.measure(now, 1, patience) {
+                            prop_assert!(patience.is_none_or(|patience| took <= patience));
+                        }
+                    }
+                    _ => while let Some(Announce(n)) = books.take_due(policy) {
+                        prop_assert!(n > 0);
+                        credit += n;
+                    },
                 }
                 prop_assert_eq!(books.bytes(), bytes);
-                prop_assert_eq!(books.remaining() + books.undelivered() + books.owed(), window);
+                prop_assert_eq!(books.remaining() + books.undelivered() + books.owed(), total);
+                prop_assert_eq!((books.remaining(), books.undelivered()), (credit, here));
+                prop_assert_eq!((books.total(), books.grown()), (total, total - window));
                 if books.undelivered() == 0 { prop_assert_eq!(books.bytes(), 0) }
             }
+            // Whatever happened, a peer that has nothing left is not left alone once everything is delivered.
+            books.deliver(u32::MAX);
+            let _ = books.shrink();
+            let due = books.take_due(policy);
+            prop_assert!(books.remaining() > 0, "starved: {books:?}, {due:?}");
         }
     }
 }

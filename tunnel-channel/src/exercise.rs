@@ -10,6 +10,7 @@ use spice_proto::frame::HeaderForm;
 use spice_proto::link::TunnelCaps;
 use spice_proto::tunnel::{GroupId, Layout, ServiceId, ServiceKind, SocketId};
 
+use crate::credit::Policy;
 use crate::pair::{Pair, Setup};
 use crate::{Channel, Config, Event, NewService, OpenError, ResetCause, Role};
 
@@ -38,6 +39,7 @@ pub fn exercise_bytes(bytes: &[u8]) {
         max_sockets: 1 + u16::from(kind >> 4),
         max_data: 1 + u32::from(*data),
         window: u32::from(*window) % 70,
+        max_window: u32::from(*data ^ *window) % 130,
         memory_budget: if budget % 4 == 0 { 64 << 20 } else { usize::from(*budget) * 16 },
         ..Config::default()
     };
@@ -71,8 +73,9 @@ struct Owners {
     names: Naming,
     /// Whether sockets may be reset because too much waits.
     memory_is_short: bool,
-    /// What each end grants.
+    /// What each end grants at first, and at most.
     window: [u32; 2],
+    most: [u32; 2],
 }
 
 struct Connection {
@@ -131,10 +134,11 @@ impl World {
         let mut pair = Pair::new(&setup);
         let budget = setup.server.memory_budget.min(setup.client.memory_budget);
         let memory_is_short = budget < 64 << 20;
-        let window = [pair.server.terms.policy.window, pair.client.terms.policy.window];
+        let [window, most] = [|policy: Policy| policy.window, |policy: Policy| policy.most]
+            .map(|of| [of(pair.server.terms.policy), of(pair.client.terms.policy)]);
         pair.settle(7, |_, _| {}).expect("an honest pair agrees on INIT");
         assert!(pair.client.is_ready());
-        let owners = Owners { memory_is_short, window, ..Owners::default() };
+        let owners = Owners { memory_is_short, window, most, ..Owners::default() };
         let mut world = World { pair, owners };
         world.add_service();
         world
@@ -366,7 +370,8 @@ impl World {
                 assert!(socket.is_owned());
                 let window = socket.window();
                 let total = window.remaining() + window.undelivered() + window.owed();
-                assert_eq!(total, self.owners.window[me], "credit was lost or made");
+                assert_eq!(total, self.owners.window[me] + window.grown(), "credit was lost or made");
+                assert!(total <= self.owners.most[me], "it grew too far");
                 assert_eq!(window.undelivered(), end.waiting);
                 waiting[me] += window.bytes();
                 assert!(!end.blocked || channel.credit(connection.socket) == 0, "nobody woke the writer");
@@ -381,6 +386,12 @@ impl World {
             }
         }
         assert_eq!(waiting, [self.pair.server.waiting(), self.pair.client.waiting()]);
+        for channel in [&self.pair.server, &self.pair.client] {
+            let grown: u32 = channel.table.sockets().map(|socket| socket.grown()).sum();
+            let reserved = channel.pool.bytes(channel.agreed_data());
+            assert_eq!(reserved, grown as usize * channel.agreed_data(), "growth was lost or made");
+            assert!(reserved <= channel.terms.config.memory_budget / 2);
+        }
     }
 
     /// Ends every connection as good owners do; then nothing may be left.
@@ -405,7 +416,7 @@ impl World {
 
     /// Sends more than a window over everything that is still open, so that a socket that has run dry is found out.
     fn pump(&mut self) {
-        let target = u64::from(self.owners.window[0].max(self.owners.window[1])) + 3;
+        let target = u64::from(self.owners.most[0].max(self.owners.most[1])) + 3;
         let mut pumped = vec![[0u64; 2]; self.owners.connections.len()];
         for _ in 0..4 * target {
             self.carry_all(4096);

@@ -51,11 +51,11 @@ impl Channel {
     fn hear_client<'a>(&mut self, now: Instant, frame: Frame<'a>) -> Heard<'a> {
         // `sub_list` is not looked at: every server ignores a client's, and old clients sent garbage there.
         if let Some(message) = ClientMessage::parse(self.terms.layout, frame.kind, frame.body)? {
-            return self.tunnel_from_client(message);
+            return self.tunnel_from_client(now, message);
         }
         match BaseClientMessage::parse(frame.kind, frame.body)? {
             Some(BaseClientMessage::Pong { id, timestamp }) => {
-                self.liveness.on_answer(now, id, Some(timestamp));
+                self.on_answer(now, id, Some(timestamp));
                 Ok(None)
             }
             Some(BaseClientMessage::Disconnecting(Disconnecting { reason, .. })) => {
@@ -72,10 +72,10 @@ impl Channel {
         }
     }
 
-    fn tunnel_from_client<'a>(&mut self, message: ClientMessage<'a>) -> Heard<'a> {
+    fn tunnel_from_client<'a>(&mut self, now: Instant, message: ClientMessage<'a>) -> Heard<'a> {
         let name = message.name();
         match message {
-            ClientMessage::SocketData { socket, payload } => self.on_data(socket, name, payload),
+            ClientMessage::SocketData { socket, payload } => self.on_data(now, socket, name, payload),
             ClientMessage::SocketToken { socket, tokens } => self.on_token(socket, name, tokens),
             ClientMessage::ServiceAdd(add) => {
                 // An old server drops the whole channel for each of these. Not to map the service is enough: no other
@@ -197,7 +197,7 @@ impl Channel {
         match (self.phase, message) {
             // Before INIT too: the client may have asked already. Where it did not, it is without effect.
             (Phase::AwaitingInit | Phase::Ready { .. }, ServerMessage::ProbeAck { id }) => {
-                self.liveness.on_answer(now, id, None);
+                self.on_answer(now, id, None);
                 Ok(None)
             }
             (Phase::AwaitingInit, ServerMessage::Init { max_sockets, max_data }) => {
@@ -216,7 +216,7 @@ impl Channel {
                 self.on_open(name, socket, service, tokens)
             }
             (Phase::Ready { .. }, ServerMessage::SocketData { socket, payload }) => {
-                self.on_data(socket, name, payload)
+                self.on_data(now, socket, name, payload)
             }
             (Phase::Ready { .. }, ServerMessage::SocketToken { socket, tokens }) => {
                 self.on_token(socket, name, tokens)
@@ -262,7 +262,7 @@ impl Channel {
         tokens: u32,
     ) -> Heard<'a> {
         self.check_range(name, socket)?;
-        let fresh = Socket::opening(tokens, self.terms.policy);
+        let fresh = Socket::opening(tokens, self.terms.policy.window);
         if self.table.get(socket).is_some() {
             return Err(Violation::SocketInUse { socket });
         }
@@ -278,7 +278,19 @@ impl Channel {
 
     // ---- both ----
 
-    fn on_data<'a>(&mut self, id: SocketId, name: &'static str, payload: &'a [u8]) -> Heard<'a> {
+    fn on_answer(&mut self, now: Instant, id: u32, timestamp: Option<u64>) {
+        if let Some(took) = self.liveness.on_answer(now, id, timestamp) {
+            self.delay.on_answer(now, took);
+        }
+    }
+
+    fn on_data<'a>(
+        &mut self,
+        now: Instant,
+        id: SocketId,
+        name: &'static str,
+        payload: &'a [u8],
+    ) -> Heard<'a> {
         self.check_range(name, id)?;
         let role = self.role();
         let agreed = self.agreed_data();
@@ -315,6 +327,7 @@ impl Channel {
         if self.backlog.bytes > budget.saturating_mul(2) {
             return Ok(self.abort(id, ResetCause::Memory { waiting }));
         }
+        self.consider_growth(now, id, payload.len());
         Ok(Some(Event::Data { socket: id, payload }))
     }
 
@@ -375,7 +388,7 @@ impl Channel {
     }
 
     /// What INIT said about DATA, which is the limit for what we receive.
-    fn agreed_data(&self) -> usize {
+    pub(crate) fn agreed_data(&self) -> usize {
         match self.phase {
             Phase::Ready { max_data, .. } => to_usize(max_data),
             Phase::AwaitingInit | Phase::Ended => 0,

@@ -10,7 +10,9 @@
 //! | what does a message of the peer do | `inbound` |
 //! | what may happen to a socket, in which order | `socket` |
 //! | who may send how much | `credit` |
+//! | when may it be more | `growth` |
 //! | which ids are in use | `table` |
+//! | whose turn is it to send | `turns` |
 //! | which services are there | `service` |
 //! | which names may be asked for, and which are | `names` |
 //! | is the peer there | `liveness` |
@@ -32,6 +34,7 @@ mod event;
     reason = "a test tool: what does not hold must panic, and its numbers are small"
 )]
 mod exercise;
+mod growth;
 mod inbound;
 mod liveness;
 mod names;
@@ -42,6 +45,7 @@ pub mod pair;
 mod service;
 mod socket;
 mod table;
+mod turns;
 
 pub use channel::Channel;
 pub use config::{Config, MAX_DATA_LIMIT, Role};
@@ -51,6 +55,8 @@ pub use event::{
 };
 pub use liveness::TimeoutReason;
 pub use service::ServiceFault;
+pub use turns::Turns;
+
 pub use spice_proto::tunnel::{InfoBody, NameAnswer, QueryId};
 
 #[cfg(test)]

@@ -116,14 +116,42 @@ impl Liveness {
         }
     }
 
-    /// A PONG, or a PROBE_ACK, which has no timestamp. One that answers no question of ours is without effect.
-    pub(crate) fn on_answer(&mut self, now: Instant, answered: u32, timestamp: Option<u64>) {
+    /// A PONG, or a PROBE_ACK, which has no timestamp. Gives how long it took. One that answers no question of ours is
+    /// without effect.
+    pub(crate) fn on_answer(
+        &mut self,
+        now: Instant,
+        answered: u32,
+        timestamp: Option<u64>,
+    ) -> Option<Duration> {
         if let Watch::Asked { sent, id } = self.watch
             && answered == id
             && timestamp.is_none_or(|timestamp| timestamp == self.question(sent, id).timestamp)
         {
-            self.rtt = Some(now.saturating_duration_since(sent));
+            let took = now.saturating_duration_since(sent);
+            self.rtt = Some(took);
             self.watch = Watch::Due { since: sent.max(now), id: id.wrapping_add(1) };
+            return Some(took);
+        }
+        None
+    }
+
+    /// Asks before the time. Gives the question, unless one is on its way, or none is to be asked by itself.
+    pub(crate) fn ask(&mut self, now: Instant) -> Option<Ping> {
+        match (self.watch, self.interval) {
+            (Watch::Due { id, .. }, Some(_)) => {
+                self.watch = Watch::Asked { sent: now, id };
+                Some(self.question(now, id))
+            }
+            (Watch::Due { .. } | Watch::Off | Watch::Asked { .. } | Watch::Listening, _) => None,
+        }
+    }
+
+    /// Whether a question is on its way.
+    pub(crate) fn is_asking(&self) -> bool {
+        match self.watch {
+            Watch::Asked { .. } => true,
+            Watch::Off | Watch::Due { .. } | Watch::Listening => false,
         }
     }
 

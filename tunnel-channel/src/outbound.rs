@@ -45,12 +45,15 @@ impl Channel {
     /// Tells the peer of credit that is due, or remembers that it was held back.
     pub(crate) fn return_credit(&mut self, id: SocketId) {
         let policy = self.terms.policy;
-        let over_budget = self.backlog.bytes > self.terms.config.memory_budget;
+        let over_budget = self.is_short_of_memory();
         while let Some(socket) = self.table.get_mut(id) {
             if !socket.wants_credit() {
                 return;
             }
             let window = socket.window_mut();
+            if over_budget {
+                self.pool.give_back(window.shrink());
+            }
             let due = if over_budget { window.take_trickle(policy) } else { window.take_due(policy) };
             let Some(Announce(tokens)) = due else { break };
             match self.side {
@@ -64,7 +67,7 @@ impl Channel {
     }
 
     pub(crate) fn release_held(&mut self) {
-        while self.backlog.bytes <= self.terms.config.memory_budget
+        while !self.is_short_of_memory()
             && let Some(id) = self.backlog.held.pop_first()
         {
             self.return_credit(id);
@@ -72,7 +75,6 @@ impl Channel {
     }
 
     pub(crate) fn say(&mut self, socket: SocketId, say: Say) {
-        let tokens = self.terms.policy.window;
         match self.role() {
             Role::Server => {
                 let message = match say {
@@ -88,7 +90,10 @@ impl Channel {
             }
             Role::Client => {
                 let message = match say {
-                    Say::OpenAck => ClientMessage::SocketOpenAck { socket, tokens },
+                    Say::OpenAck => {
+                        let tokens = self.table.get(socket).map_or(0, |socket| socket.window().total());
+                        ClientMessage::SocketOpenAck { socket, tokens }
+                    }
                     Say::OpenNack => ClientMessage::SocketOpenNack { socket },
                     Say::Fin => ClientMessage::SocketFin { socket },
                     Say::Close => ClientMessage::SocketClosed { socket },

@@ -1,21 +1,35 @@
 //! The bytes on their way to the link: one buffer, written at its end, read at its front.
 
 /// A flat queue of bytes. The front moves forward as bytes are sent; the rest is moved down only when that frees at
-/// least as much as it moves, so that the cost per byte is constant. What was initialised once is not cleared again.
+/// least as much as it moves, so that the cost per byte is constant. What was initialised once is not cleared again. It
+/// grows with what is queued, and falls back when that was little for a while.
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
     /// INVARIANT: `start <= end <= buffer.len()`; what is queued lies between the two.
     buffer: Vec<u8>,
     start: usize,
     end: usize,
+    /// The link did not take all that it was last given.
+    is_backed_up: bool,
+    /// Times that it became empty since there was much in it.
+    quiet: u8,
 }
 
-/// What an empty queue keeps of its memory, in bytes.
+/// What an empty queue keeps of its memory at most, in bytes.
 const KEPT: usize = 1 << 20;
+/// What it keeps where little is queued at a time.
+const KEPT_IF_QUIET: usize = 16 << 10;
+/// So often in a row there must have been little.
+const QUIET: u8 = 8;
 
 impl Outgoing {
     pub(crate) fn len(&self) -> usize {
         self.end - self.start
+    }
+
+    /// Whether the link takes less than it is given: it has a queue of its own.
+    pub(crate) fn is_backed_up(&self) -> bool {
+        self.is_backed_up
     }
 
     /// Everything queued.
@@ -26,11 +40,14 @@ impl Outgoing {
     /// The first `n` queued bytes have left; more than there are count as all.
     pub(crate) fn consume(&mut self, n: usize) {
         self.start += n.min(self.len());
+        self.is_backed_up = self.start < self.end;
         if self.start == self.end {
+            self.quiet = if self.end > KEPT_IF_QUIET { 0 } else { self.quiet.saturating_add(1) };
             self.start = 0;
             self.end = 0;
-            if self.buffer.len() > KEPT {
-                self.buffer.truncate(KEPT);
+            let kept = if self.quiet >= QUIET { KEPT_IF_QUIET } else { KEPT };
+            if self.buffer.len() > kept {
+                self.buffer.truncate(kept);
                 self.buffer.shrink_to_fit();
             }
         }
@@ -76,6 +93,25 @@ mod tests {
         out.consume(3 * KEPT);
         assert!(out.buffer.capacity() <= KEPT + KEPT / 2);
         assert!(out.pending().is_empty());
+    }
+
+    #[test]
+    fn what_bulk_needed_is_given_back_behind_it() {
+        let mut out = Outgoing::default();
+        for _ in 0..100 {
+            out.append(&[7; 300 << 10]);
+            out.consume(1000);
+            assert!(out.is_backed_up());
+            out.consume(usize::MAX);
+            assert!(!out.is_backed_up());
+        }
+        let kept = out.buffer.len();
+        assert!(kept >= 300 << 10, "it would be needed again");
+        for _ in 0..QUIET {
+            out.append(&[1; 20]);
+            out.consume(20);
+        }
+        assert!(out.buffer.capacity() <= 2 * KEPT_IF_QUIET);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! and CLOSED_ACK against it. When CLOSE and CLOSED cross, the client answers and the server does not, and that one
 //! CLOSED_ACK ends both.
 
-use crate::credit::{CreditOverflow, Policy, RecvWindow, SendCredit};
+use crate::credit::{CreditOverflow, RecvWindow, SendCredit};
 use crate::{ResetCause, Role};
 
 /// Our own direction.
@@ -200,9 +200,10 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// `credit` is what the peer's OPEN granted; a server passes 0, its grant comes with OPEN_ACK.
-    pub(crate) fn opening(credit: u32, policy: Policy) -> Self {
-        Socket { state: State::Opening, credit: SendCredit::new(credit), window: RecvWindow::new(policy) }
+    /// `credit` is what the peer's OPEN granted; a server passes 0, its grant comes with OPEN_ACK. `granted` is what we
+    /// grant the peer.
+    pub(crate) fn opening(credit: u32, granted: u32) -> Self {
+        Socket { state: State::Opening, credit: SendCredit::new(credit), window: RecvWindow::new(granted) }
     }
 
     pub(crate) fn window(&self) -> &RecvWindow {
@@ -250,6 +251,11 @@ impl Socket {
             | State::Released
             | State::Closing => false,
         }
+    }
+
+    /// What its window has grown by, as long as that lets the peer send more.
+    pub(crate) fn grown(&self) -> u32 {
+        if self.wants_credit() { self.window.grown() } else { 0 }
     }
 
     /// One DATA message goes out. INVARIANT: [`Socket::sendable`] was not 0.

@@ -8,6 +8,7 @@ mod nonsense;
 mod scale;
 mod sequences;
 mod states;
+mod windows;
 
 use spice_proto::frame::{Split, split};
 use spice_proto::tunnel::{GroupId, Layout, ServiceKind};

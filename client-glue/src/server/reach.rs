@@ -28,6 +28,11 @@ const MOST_ADDRESSES: usize = 16;
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 
+/// Bytes that the system takes of a link before it can send them. More would only wait there, whatever is more urgent; less
+/// would let a fast link run dry while its task waits for the processor.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 128 << 10;
+
 type Reached = (BoxStream, Option<(SocketAddr, SocketAddr)>, bool);
 
 impl SpiceServer {
@@ -122,8 +127,14 @@ async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     match connect_any(addresses).await {
         Ok(dialled) => {
             #[cfg(target_os = "linux")]
-            if let Err(error) = SockRef::from(&dialled.stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED)) {
-                tracing::debug!(%error, "a link's socket could not be tuned");
+            {
+                let socket = SockRef::from(&dialled.stream);
+                let tuned = socket
+                    .set_tcp_user_timeout(Some(UNACKNOWLEDGED))
+                    .and_then(|()| socket.set_tcp_notsent_lowat(UNSENT));
+                if let Err(error) = tuned {
+                    tracing::debug!(%error, "a link's socket could not be tuned");
+                }
             }
             Ok(dialled.stream)
         }

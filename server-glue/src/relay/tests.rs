@@ -370,3 +370,42 @@ async fn a_session_ends_with_the_first_direction_that_does() {
         let _ = task.await.unwrap();
     }
 }
+
+/// A peer that fills whatever is read into for a few reads, then falls silent, and ends when it is read with less room.
+/// Notes how much room it was read with.
+struct Burst {
+    rooms: Vec<usize>,
+    fills: usize,
+    silent_at: Option<usize>,
+}
+
+impl tokio::io::AsyncRead for &mut Burst {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        _cx: &mut std::task::Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        let room = buf.remaining();
+        self.rooms.push(room);
+        if self.fills > 0 {
+            self.fills -= 1;
+            buf.put_slice(&vec![7; room]);
+        } else if *self.silent_at.get_or_insert(room) == room {
+            // Nothing wakes this: only the timeout polls again.
+            return std::task::Poll::Pending;
+        }
+        std::task::Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_link_that_falls_silent_after_pictures_is_small_again() {
+    let mut burst = Burst { rooms: Vec::new(), fills: 3, silent_at: None };
+    let started = tokio::time::Instant::now();
+    let pumping = pump(&mut burst, tokio::io::sink(), |_, _| Passes::AsItIs);
+    timeout(REST * 10, pumping).await.expect("the large buffer was kept").unwrap();
+    assert_eq!(started.elapsed(), REST);
+    assert_eq!(burst.rooms.first(), Some(&SMALL));
+    assert!(burst.rooms.contains(&LARGE), "it grew: {:?}", burst.rooms);
+    assert_eq!(burst.rooms.last(), Some(&SMALL));
+}

@@ -200,6 +200,7 @@ impl Stage<'_> {
             max_sockets,
             max_data,
             window: self.survey.window().unwrap_or(Config::default().window).max(1),
+            max_window: 0,
             ..Config::default()
         };
         let Terms { header, layout, ref channel_caps } = tunnel.terms;

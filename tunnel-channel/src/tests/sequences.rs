@@ -28,14 +28,15 @@ proptest! {
         max_sockets in 1u16..30,
         max_data in 1u32..300,
         windows in (0u32..40, 0u32..40),
+        most in (0u32..120, 0u32..120),
         operations in operations(),
     ) {
         let config = Config { max_sockets, max_data, ping_interval: Some(Duration::from_secs(1)), ..Config::default() };
         exercise(&Setup {
             caps: TunnelCaps::from_bits_retain(bits) | TunnelCaps::EXTENDED,
             header,
-            server: Config { window: windows.0, ..config },
-            client: Config { window: windows.1, ..config },
+            server: Config { window: windows.0, max_window: most.0, ..config },
+            client: Config { window: windows.1, max_window: most.1, ..config },
             latency: Duration::from_millis(latency),
             ..Setup::default()
         }, &operations);
@@ -53,7 +54,7 @@ proptest! {
 
     #[test]
     fn short_of_memory((header, latency) in forms(), budgets in (0usize..2000, 0usize..2000), window in 1u32..10, operations in operations()) {
-        let config = Config { max_sockets: 8, max_data: 100, window, ..Config::default() };
+        let config = Config { max_sockets: 8, max_data: 100, window, max_window: 50, ..Config::default() };
         exercise(&Setup {
             header,
             server: Config { memory_budget: budgets.0, ..config },

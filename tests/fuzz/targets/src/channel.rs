@@ -73,10 +73,12 @@ impl World {
         let max_data = u32::from(input.byte()) + 1;
         let window = u32::from(input.byte() % 70) + 1;
         let budget = usize::from(input.byte()) * 64 + 1;
+        let most = if max_data.is_multiple_of(2) { window * 4 } else { window };
         let config = Config {
             max_sockets: 8,
             max_data,
             window,
+            max_window: most,
             max_services: 5,
             memory_budget: budget,
             ..Config::default()
@@ -91,7 +93,7 @@ impl World {
             caps: if layout == Layout::B { caps } else { TunnelCaps::empty() },
             max_data: if extended { max_data as usize } else { 2048 },
             max_sockets: if extended { 8 } else { 20 },
-            window: if extended { window } else { 80 },
+            window: if extended { most } else { 80 },
             budget,
             sockets: HashMap::new(),
             credit: HashMap::new(),
