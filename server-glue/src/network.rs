@@ -256,3 +256,32 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::card::Card;
+
+    /// A socket that is closed with something unread in it resets the connection, and its peer would take the end for a failure.
+    #[tokio::test]
+    async fn a_client_that_was_not_heard_to_the_end_sees_an_end_and_no_reset() {
+        let (_card, nic) = Card::new(1500);
+        let (network, run) = network(nic, NetworkConfig::default()).unwrap();
+        let run = tokio::spawn(run);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        let linked = Linked::tunnel(&common_caps(), &common_caps(), &channel_caps());
+        let _tunnel = network.join(server, linked, "test").await.unwrap();
+        client.read_u8().await.unwrap();
+        network.shutdown();
+        assert_eq!(client.try_write(&[0; 10]).unwrap(), 10);
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).await.unwrap();
+        drop(client);
+        run.await.unwrap();
+    }
+}

@@ -20,6 +20,7 @@ use spice_proto::error::FrameError;
 use spice_proto::frame_stream::FrameStream;
 use spice_proto::link::TunnelCaps;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tracing::{debug, info, warn};
@@ -32,7 +33,7 @@ use crate::netstack::Netstack;
 use crate::nic::{Nic, NicEvent};
 use crate::proxy::TunnelLink;
 use crate::status::{EndReason, Ends, Observed, Status};
-use crate::stream::{BoxStream, Peer};
+use crate::stream::{BoxStream, Peer, farewell};
 
 /// How long the guest's card may take the last frames.
 const GOODBYE: Duration = Duration::from_millis(500);
@@ -49,6 +50,8 @@ pub struct Session {
     lease_file: Option<PathBuf>,
     tunnels: mpsc::Receiver<TunnelLink>,
     tunnel: Option<Tunnel>,
+    /// Links of tunnels that we ended, until their clients have noticed.
+    leaving: JoinSet<()>,
     timer: Pin<Box<Sleep>>,
     observed: Observed,
     joins: u64,
@@ -183,6 +186,7 @@ impl Session {
             lease_file,
             tunnels,
             tunnel: None,
+            leaving: JoinSet::new(),
             timer: Box::pin(tokio::time::sleep_until(tokio::time::Instant::now())),
             observed: Observed::default(),
             joins: 0,
@@ -231,7 +235,8 @@ impl Session {
         self.say_goodbye().await;
     }
 
-    /// Tells the guest that its connections and the names are over, as nobody will be there to tell it later.
+    /// Tells the guest that its connections and the names are over, as nobody will be there to tell it later, and lets the client
+    /// see an end that is no reset.
     async fn say_goodbye(&mut self) {
         let now = Instant::now();
         self.end_tunnel(now, &TunnelEnd::Shutdown);
@@ -250,6 +255,7 @@ impl Session {
         if tokio::time::timeout(GOODBYE, flushed).await.is_err() {
             debug!("the guest's card did not take the last frames");
         }
+        while self.leaving.join_next().await.is_some() {}
     }
 
     /// Waits until something has come, and writes meanwhile. All sources are asked, so that none starves another.
@@ -377,6 +383,8 @@ impl Session {
         match end {
             TunnelEnd::Session | TunnelEnd::Replaced | TunnelEnd::Closed | TunnelEnd::Shutdown => {
                 info!(peer = %tunnel.peer, "tunnel ended: {end}");
+                while self.leaving.try_join_next().is_some() {}
+                self.leaving.spawn(farewell(tunnel.link.into_inner()));
             }
             TunnelEnd::Truncated(_)
             | TunnelEnd::Io(_)

@@ -280,16 +280,12 @@ pub fn tune(stream: &TcpStream) {
 }
 
 /// Closes a stream whose last bytes must still arrive: a socket closed with unread bytes in it resets the
-/// connection, and the reset overtakes what was written. So it reads on for a moment.
+/// connection, and the reset overtakes what was written. So it reads on until the peer closes, for a moment at most.
 pub(crate) async fn farewell(mut stream: impl Stream) {
     let _ = timeout(Duration::from_secs(1), async {
         stream.shutdown().await?;
-        let mut sink = [0; 1024];
-        for _ in 0..64 {
-            if stream.read(&mut sink).await? == 0 {
-                break;
-            }
-        }
+        let mut sink = vec![0; 16 << 10];
+        while stream.read(&mut sink).await? > 0 {}
         io::Result::Ok(())
     })
     .await;

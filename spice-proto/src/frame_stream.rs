@@ -126,6 +126,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameStream<S> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 
+    /// The stream. What was read of it and not consumed is lost.
+    pub fn into_inner(self) -> S {
+        self.stream
+    }
+
     fn split(&self, max_body: u32) -> Result<Split<'_>, FrameError> {
         frame::split(self.header, max_body, self.input.get(self.start..self.end).unwrap_or_default())
     }
