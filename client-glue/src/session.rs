@@ -43,7 +43,7 @@ use crate::{
     link,
     ready::ReadySet,
     share::ShareId,
-    sockets::ServiceSocket,
+    sockets::{ServiceSocket, Spares},
 };
 
 /// Services read from in one turn, as often as they are read.
@@ -198,6 +198,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         let Some((deadline, _)) = self.core.channel.poll_timeout() else { return Ok(false) };
         if deadline <= now {
             self.core.channel.handle_timeout(now)?;
+            // As good a moment as any to find out whether they are needed.
+            self.core.spares.clear();
             return Ok(true);
         }
         let deadline = tokio::time::Instant::from_std(deadline);
@@ -232,6 +234,7 @@ pub(crate) struct Core {
     stirred: VecDeque<SocketId>,
     /// Of the sockets whose services may have something to say.
     turns: Turns,
+    spares: Spares,
     lingering: JoinSet<()>,
 }
 
@@ -257,6 +260,7 @@ impl Core {
             ready: Arc::default(),
             stirred: VecDeque::new(),
             turns: Turns::default(),
+            spares: Spares::default(),
             lingering: JoinSet::new(),
         }
     }
@@ -282,8 +286,8 @@ impl Core {
             },
             ChannelEvent::Data { socket, payload } => self.on_data(socket, payload),
             ChannelEvent::Finished { socket } => {
-                if let Some(service) = self.connected(socket) {
-                    let outcome = service.finish();
+                if let Some(Slot::Connected(service)) = self.slots.get_mut(&socket) {
+                    let outcome = service.finish(&mut self.spares);
                     self.settle(socket, outcome);
                 }
             }
@@ -313,11 +317,11 @@ impl Core {
     }
 
     fn on_data(&mut self, socket: SocketId, payload: &[u8]) {
-        let Some(service) = self.connected(socket) else {
+        let Some(Slot::Connected(service)) = self.slots.get_mut(&socket) else {
             debug!(socket = socket.0, "data for a socket without a service");
             return;
         };
-        match service.take(payload) {
+        match service.take(payload, &mut self.spares) {
             Ok(0) => {}
             Ok(messages) => self.channel.delivered(socket, messages),
             Err(error) => self.settle(socket, Err(error)),
@@ -401,7 +405,7 @@ impl Core {
     fn look_at(&mut self, socket: SocketId) {
         let Some(Slot::Connected(service)) = self.slots.get_mut(&socket) else { return };
         service.looked_at();
-        match service.flush() {
+        match service.flush(&mut self.spares) {
             Ok(0) => {}
             Ok(messages) => self.channel.delivered(socket, messages),
             Err(error) => return self.settle(socket, Err(error)),

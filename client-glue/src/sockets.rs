@@ -92,8 +92,36 @@ struct Tail {
     messages: VecDeque<usize>,
 }
 
-/// Small messages are put together in pieces of this size, once there are enough of them.
+/// Size of a tail's pieces once there is as much in it.
 const PIECE: usize = 32 << 10;
+
+/// Pieces that are kept for the next tail, of all sockets.
+const SPARE: usize = 64;
+
+/// Pieces that no tail needs now. A tail that fills and drains all the time would otherwise have the system take their memory
+/// away and give it again, page by page.
+#[derive(Default)]
+pub(crate) struct Spares(Vec<Vec<u8>>);
+
+impl Spares {
+    /// An empty piece with room for `n` bytes.
+    fn take(&mut self, n: usize) -> Vec<u8> {
+        let spare = if n > PIECE / 2 { self.0.pop() } else { None };
+        spare.unwrap_or_else(|| Vec::with_capacity(if n > PIECE / 2 { PIECE } else { n }))
+    }
+
+    fn put(&mut self, mut piece: Vec<u8>) {
+        if piece.capacity() == PIECE && self.0.len() < SPARE {
+            piece.clear();
+            self.0.push(piece);
+        }
+    }
+
+    /// Gives the memory back.
+    pub(crate) fn clear(&mut self) {
+        self.0 = Vec::new();
+    }
+}
 
 impl ServiceSocket {
     pub(crate) fn new(
@@ -169,12 +197,12 @@ impl ServiceSocket {
     /// # Errors
     ///
     /// The connection is broken, or the guest said something that cannot be rewritten.
-    pub(crate) fn take(&mut self, payload: &[u8]) -> io::Result<u32> {
+    pub(crate) fn take(&mut self, payload: &[u8], spares: &mut Spares) -> io::Result<u32> {
         // Taken out, since writing needs the whole of `self`.
         let mut rewrite = self.rewrite.take();
         let unwritten = match &mut rewrite {
-            Some(rewrite) => self.write_rewritten(rewrite, payload),
-            None => self.write_or_keep(payload),
+            Some(rewrite) => self.write_rewritten(rewrite, payload, spares),
+            None => self.write_or_keep(payload, spares),
         };
         self.rewrite = rewrite;
         let unwritten = unwritten?;
@@ -191,12 +219,12 @@ impl ServiceSocket {
     /// # Errors
     ///
     /// The connection is broken.
-    pub(crate) fn finish(&mut self) -> io::Result<()> {
+    pub(crate) fn finish(&mut self, spares: &mut Spares) -> io::Result<()> {
         match self.writing {
             Writing::Open => {
                 self.writing = Writing::Finishing;
                 let held = self.rewrite.as_mut().map(|rewrite| rewrite.finish()).unwrap_or_default();
-                self.write_or_keep(&held)?;
+                self.write_or_keep(&held, spares)?;
                 self.shut_down_when_written()
             }
             Writing::Finishing | Writing::Ended => Ok(()),
@@ -208,14 +236,14 @@ impl ServiceSocket {
     /// # Errors
     ///
     /// The connection is broken.
-    pub(crate) fn flush(&mut self) -> io::Result<u32> {
+    pub(crate) fn flush(&mut self, spares: &mut Spares) -> io::Result<u32> {
         let mut delivered = 0u32;
         while !self.tail.is_empty() {
             // Taken out, since writing needs the whole of `self`.
             let mut tail = std::mem::take(&mut self.tail);
             let outcome = self.poll_write_some(tail.front());
             if let Ok(Poll::Ready(written)) = &outcome {
-                delivered = delivered.saturating_add(tail.written(*written));
+                delivered = delivered.saturating_add(tail.written(*written, spares));
             }
             self.tail = tail;
             if outcome?.is_pending() {
@@ -255,18 +283,23 @@ impl ServiceSocket {
     }
 
     /// Gives how many bytes went into the tail.
-    fn write_rewritten(&mut self, rewrite: &mut HttpHost, payload: &[u8]) -> io::Result<usize> {
+    fn write_rewritten(
+        &mut self,
+        rewrite: &mut HttpHost,
+        payload: &[u8],
+        spares: &mut Spares,
+    ) -> io::Result<usize> {
         let (mut left, mut kept, mut scratch) = (payload, 0usize, Vec::new());
         while !left.is_empty() {
             let (taken, piece) = rewrite.next(left, &mut scratch)?;
-            kept = kept.saturating_add(self.write_or_keep(piece)?);
+            kept = kept.saturating_add(self.write_or_keep(piece, spares)?);
             left = left.get(taken..).unwrap_or_default();
         }
         Ok(kept)
     }
 
     /// Gives how many of `bytes` went into the tail.
-    fn write_or_keep(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    fn write_or_keep(&mut self, bytes: &[u8], spares: &mut Spares) -> io::Result<usize> {
         let mut left = bytes;
         while self.tail.is_empty() && !left.is_empty() {
             match self.poll_write_some(left)? {
@@ -274,7 +307,7 @@ impl ServiceSocket {
                 Poll::Pending => break,
             }
         }
-        self.tail.extend(left);
+        self.tail.extend(left, spares);
         Ok(left.len())
     }
 
@@ -326,23 +359,23 @@ impl Tail {
         self.pieces.front().and_then(|piece| piece.get(self.written..)).unwrap_or_default()
     }
 
-    fn extend(&mut self, bytes: &[u8]) {
-        let spare = self.pieces.back().map_or(0, |piece| piece.capacity() - piece.len());
-        let (fits, rest) = bytes.split_at(spare.min(bytes.len()));
+    fn extend(&mut self, bytes: &[u8], spares: &mut Spares) {
+        let room = self.pieces.back().map_or(0, |piece| piece.capacity() - piece.len());
+        let (fits, rest) = bytes.split_at(room.min(bytes.len()));
         if let Some(last) = self.pieces.back_mut() {
             last.extend_from_slice(fits);
         }
-        if !rest.is_empty() {
+        for part in rest.chunks(PIECE) {
             // As large as everything so far: many small messages need few pieces, and few need little memory.
-            let mut piece = Vec::with_capacity(rest.len().max(self.len.min(PIECE)));
-            piece.extend_from_slice(rest);
+            let mut piece = spares.take(part.len().max(self.len.min(PIECE)));
+            piece.extend_from_slice(part);
             self.pieces.push_back(piece);
         }
         self.len += bytes.len();
     }
 
     /// `n` bytes of the front were written: how many messages are whole now?
-    fn written(&mut self, n: usize) -> u32 {
+    fn written(&mut self, n: usize, spares: &mut Spares) -> u32 {
         let mut left = n.min(self.len);
         self.len -= left;
         self.written += left;
@@ -350,7 +383,7 @@ impl Tail {
             && self.written >= piece.len()
         {
             self.written -= piece.len();
-            self.pieces.pop_front();
+            self.pieces.pop_front().into_iter().for_each(|piece| spares.put(piece));
         }
         let mut whole = 0;
         while let Some(message) = self.messages.front_mut() {
@@ -375,21 +408,21 @@ mod tests {
     proptest! {
         #[test]
         fn a_tail_gives_what_it_got(steps in prop::collection::vec((0usize..3, 0usize..90_000), 0..60)) {
-            let mut tail = Tail::default();
+            let (mut tail, mut spares) = (Tail::default(), Spares::default());
             let mut model = VecDeque::<u8>::new();
             let (mut put, mut whole, mut next) = (0u32, 0, 0u8);
             for (step, n) in steps {
                 if step == 0 {
                     let n = if n % 3 == 0 { n } else { n % 20 };
                     let message: Vec<u8> = (0..n).map(|_| { next = next.wrapping_add(1); next }).collect();
-                    tail.extend(&message);
+                    tail.extend(&message, &mut spares);
                     tail.messages.push_back(n);
                     put += 1;
                     model.extend(message);
                 } else {
                     let n = n.min(tail.front().len());
                     prop_assert!(tail.front()[..n].iter().eq(model.iter().take(n)));
-                    whole += tail.written(n);
+                    whole += tail.written(n, &mut spares);
                     model.drain(..n);
                 }
                 prop_assert_eq!(tail.len, model.len());
@@ -400,10 +433,10 @@ mod tests {
             }
             while !tail.is_empty() {
                 let n = tail.front().len();
-                whole += tail.written(n);
+                whole += tail.written(n, &mut spares);
                 model.drain(..n);
             }
-            whole += tail.written(0);
+            whole += tail.written(0, &mut spares);
             prop_assert!(model.is_empty());
             prop_assert_eq!(whole, put);
         }

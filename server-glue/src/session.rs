@@ -269,14 +269,15 @@ impl Session {
                 return Poll::Ready(None);
             }
             let mut woken = Woken::default();
-            if let Poll::Ready(event) = card.as_mut().poll(cx) {
-                woken.card = Some(event);
-            }
+            // Before the card: what the guest said is on its way while the kernel takes the acknowledgement.
             if let Some(tunnel) = tunnel {
                 woken.challenge = tunnel.challenged.poll_asked(cx).is_ready();
                 if let Poll::Ready(outcome) = tunnel.poll(cx, bridge) {
                     woken.tunnel = Some(outcome);
                 }
+            }
+            if let Poll::Ready(event) = card.as_mut().poll(cx) {
+                woken.card = Some(event);
             }
             if let Poll::Ready(Some(link)) = tunnels.poll_recv(cx) {
                 woken.joining = Some(link);

@@ -13,11 +13,13 @@ pub(crate) struct Outgoing {
     is_backed_up: bool,
     /// Times that it became empty since there was much in it.
     quiet: u8,
+    /// The most room that was asked for at once. It is asked for again and again, however little is queued in it.
+    asked: usize,
 }
 
 /// What an empty queue keeps of its memory at most, in bytes.
 const KEPT: usize = 1 << 20;
-/// What it keeps where little is queued at a time.
+/// What it keeps where little is queued at a time, beside the room that is always asked for.
 const KEPT_IF_QUIET: usize = 16 << 10;
 /// So often in a row there must have been little.
 const QUIET: u8 = 8;
@@ -45,7 +47,7 @@ impl Outgoing {
             self.quiet = if self.end > KEPT_IF_QUIET { 0 } else { self.quiet.saturating_add(1) };
             self.start = 0;
             self.end = 0;
-            let kept = if self.quiet >= QUIET { KEPT_IF_QUIET } else { KEPT };
+            let kept = if self.quiet >= QUIET { KEPT_IF_QUIET + self.asked } else { KEPT };
             if self.buffer.len() > kept {
                 self.buffer.truncate(kept);
                 self.buffer.shrink_to_fit();
@@ -55,6 +57,11 @@ impl Outgoing {
 
     /// Room for `n` bytes behind the queue. They are queued by [`Outgoing::commit`] only.
     pub(crate) fn room(&mut self, n: usize) -> &mut [u8] {
+        self.asked = self.asked.max(n);
+        self.make_room(n)
+    }
+
+    fn make_room(&mut self, n: usize) -> &mut [u8] {
         if self.buffer.len() - self.end < n {
             let queued = self.len();
             if self.start >= queued && queued + n <= self.buffer.len() {
@@ -75,7 +82,7 @@ impl Outgoing {
     }
 
     pub(crate) fn append(&mut self, bytes: &[u8]) {
-        self.room(bytes.len()).copy_from_slice(bytes);
+        self.make_room(bytes.len()).copy_from_slice(bytes);
         self.commit(bytes.len());
     }
 }
@@ -112,6 +119,15 @@ mod tests {
             out.consume(20);
         }
         assert!(out.buffer.capacity() <= 2 * KEPT_IF_QUIET);
+        // Little that is written into much room neither makes it grow each time nor fall back behind each.
+        let mut places = Vec::new();
+        for _ in 0..4 * QUIET {
+            out.room(40 << 10)[0] = 1;
+            out.commit(20);
+            out.consume(20);
+            places.push((out.buffer.as_ptr(), out.buffer.len()));
+        }
+        assert!(places.iter().all(|place| *place == places[0]), "{places:?}");
     }
 
     #[test]
