@@ -123,7 +123,7 @@ async fn all(places: &[Place], rounds: usize, time: f64) -> Result<(), Box<dyn s
         "-device".to_owned(),
         "virtio-net-pci,netdev=user0,romfile=,mac=52:54:00:00:00:99".to_owned(),
     ]);
-    let mut prepare = "set -e; up() { for c in /sys/class/net/eth*; do if grep -q $1 $c/address; then c=${c##*/}; \
+    let mut prepare = "set -e; up() { for c in /sys/class/net/eth*; do if grep -q $1\\$ $c/address; then c=${c##*/}; \
                        ip link set $c mtu $3 up; ip address add $2 dev $c; fi; done; }; killall udhcpc; ip address flush dev eth0; \
                        up 00:99 10.0.2.15/24 1500; "
         .to_owned();
