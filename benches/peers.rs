@@ -32,7 +32,7 @@
 //! | `memory-1000` | memory at each end for each of so many connections: idle, after 1 MiB each way on all of them at once, and after a pause. `Pss` counts shared pages in parts, `Rss` whole. The kernel's own, such as socket buffers, is in neither |
 //! | `down-50ms` … `up-200ms` | one stream where it takes so long to the desk and back; beside it what the historical tunnel's window allows, computed |
 //! | `keys-50ms` | a byte there and back over 50 ms: alone, and on another connection than the bulk |
-//! | `vm` | one stream to and from a real virtual machine on our stream card, and on QEMU's own `-netdev user` in the same machine |
+//! | `vm` | one stream to and from a real virtual machine on our stream card, our vhost-user card, and on QEMU's own `-netdev user` in the same machine |
 //!
 //! Socket buffers and congestion control are the machine's (`--congestion` is another), and are in the JSON, since they matter: the queue of
 //! a TAP device drops packets when many senders fill it, and with BBR a sender may then believe for minutes in a bandwidth of

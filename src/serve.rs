@@ -72,7 +72,7 @@ pub struct ServeArgs {
     password_file: Option<PathBuf>,
 
     /// The VM's extra card: connect:PATH where QEMU listens (-netdev stream,server=on), listen:PATH where QEMU connects
-    /// (server=off), fd:N for a stream socket that was passed to this program, connected or listening, tap:NAME for a TAP
+    /// (server=off), vhost-user:PATH where QEMU connects and shares its guest's memory (-netdev vhost-user), fd:N for a stream socket that was passed to this program, connected or listening, tap:NAME for a TAP
     /// device of this machine (tap:NAME,offload=off: without leaving checksums and the cutting of long segments to the kernel)
     #[arg(long, value_name = "SPEC")]
     nic: CardPlace,

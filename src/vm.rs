@@ -108,6 +108,8 @@ pub enum NicRole {
     /// QEMU connects (`server=off`) to whoever listens. Before QEMU 8 it tries once; later ones are told to try again
     /// every second.
     Connects,
+    /// QEMU connects, again and again, to whoever listens, and shares its guest's rings (`vhost-user`).
+    VhostUser,
 }
 
 /// Where QEMU's Spice server listens.
@@ -311,8 +313,13 @@ impl Builder {
             arguments.push(option.to_owned());
             arguments.push(value);
         };
-        add("-machine", "pc,accel=tcg".to_owned());
-        add("-m", format!("{}M", self.memory_mib));
+        let memory = format!("{}M", self.memory_mib);
+        let shared = matches!(self.nic, Some((_, NicRole::VhostUser)));
+        add("-machine", format!("pc,accel=tcg{}", if shared { ",memory-backend=memory" } else { "" }));
+        if shared {
+            add("-object", format!("memory-backend-memfd,id=memory,size={memory},share=on"));
+        }
+        add("-m", memory);
         if self.floppy.is_some() {
             add("-drive", format!("file={},format=raw,if=floppy", in_directory("floppy")));
         } else {
@@ -338,15 +345,22 @@ impl Builder {
         }
         add("-spice", spice_option);
         if let Some((path, role)) = &self.nic {
-            let role = match (role, version) {
-                (NicRole::Listens, _) => "server=on",
-                (NicRole::Connects, version) if version < (8, 0) => "server=off",
-                (NicRole::Connects, version) if version < (9, 2) => "server=off,reconnect=1",
-                (NicRole::Connects, _) => "server=off,reconnect-ms=1000",
-            };
             let path = escape(path);
-            add("-netdev", format!("stream,id=tunnel,addr.type=unix,addr.path={path},{role}"));
-            add("-device", "virtio-net-pci,netdev=tunnel,romfile=".to_owned());
+            let again = if version < (9, 2) { "reconnect=1" } else { "reconnect-ms=1000" };
+            let stream = format!("stream,id=tunnel,addr.type=unix,addr.path={path}");
+            let card = match role {
+                NicRole::Listens => format!("{stream},server=on"),
+                NicRole::Connects if version < (8, 0) => format!("{stream},server=off"),
+                NicRole::Connects => format!("{stream},server=off,{again}"),
+                NicRole::VhostUser => {
+                    add("-chardev", format!("socket,id=tunnel,path={path},{again}"));
+                    "vhost-user,id=tunnel,chardev=tunnel".to_owned()
+                }
+            };
+            add("-netdev", card);
+            // Without KVM, QEMU 7.2 dies of vhost-user and MSI-X together (it sets up an irqfd).
+            let vectors = if shared { ",vectors=0" } else { "" };
+            add("-device", format!("virtio-net-pci,netdev=tunnel,romfile={vectors}"));
         }
         arguments.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
         arguments.extend(self.extra.iter().cloned());
@@ -561,5 +575,21 @@ mod tests {
             assert!(line.contains(&format!("addr.path=/nic,{role}")), "{version:?}: {line}");
         }
         assert!(line(&builder, (7, 2)).contains("disable-ticketing=on"));
+    }
+
+    #[test]
+    fn a_card_that_shares_memory_has_memory_to_share() {
+        let builder = Vm::builder().nic("/nic", NicRole::VhostUser);
+        for (version, again) in [((7, 2), "reconnect=1"), ((9, 2), "reconnect-ms=1000")] {
+            let line = line(&builder, version);
+            for part in [
+                "-machine pc,accel=tcg,memory-backend=memory -object memory-backend-memfd,id=memory,size=256M,share=on",
+                &format!(
+                    "-chardev socket,id=tunnel,path=/nic,{again} -netdev vhost-user,id=tunnel,chardev=tunnel"
+                ),
+            ] {
+                assert!(line.contains(part), "{part} is not in {line}");
+            }
+        }
     }
 }

@@ -4,6 +4,8 @@
 mod debian;
 mod printing;
 pub(crate) mod rig;
+#[cfg(feature = "vhost-user")]
+mod vhost_user;
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;

@@ -116,16 +116,39 @@ fn mapped_in(line: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(event["virtual_ip"].as_str()?.parse().ok()?, port))
 }
 
-/// `serve` with a card for a virtual machine on a socket, and `connect` that shares these.
+/// A card for a virtual machine on a socket, and its network.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct VmCard {
+    pub(crate) name: &'static str,
+    /// What stands before the path in `--nic`.
+    pub(crate) kind: &'static str,
+    pub(crate) subnet: &'static str,
+}
+
+impl VmCard {
+    pub(crate) fn socket(&self) -> String {
+        format!("{DIRECTORY}/nic-{}", self.name)
+    }
+}
+
+/// Whether this build of ours knows such a card.
+pub(crate) fn knows_card(lab: &Lab, card: VmCard) -> bool {
+    let (program, nic) = (program(lab), format!("{}:{}", card.kind, card.socket()));
+    lab.run("host", &format!("{program} serve --standalone --listen 127.0.0.1:0 --nic {nic} --check")).is_ok()
+}
+
+/// `serve` with a card for a virtual machine, and `connect` that shares these.
 pub(crate) fn start_beside_vm(
     lab: &Lab,
-    nic: &str,
+    card: VmCard,
     services: &[SocketAddr],
 ) -> Result<([Process; 2], Vec<SocketAddr>), String> {
-    let listen = format!("{DIRECTORY}/spice");
-    let (unix, card) = (format!("unix:{listen}"), format!("listen:{nic}"));
-    let serve = [program(lab), "serve", "--standalone", "--listen", &unix, "--nic", &card];
-    let mut serve = lab.start("host", "serve", &serve)?;
+    let listen = format!("{DIRECTORY}/spice-{}", card.name);
+    let (unix, nic) = (format!("unix:{listen}"), format!("{}:{}", card.kind, card.socket()));
+    let (serve_name, connect_name) = (format!("serve-{}", card.name), format!("connect-{}", card.name));
+    let serve =
+        [program(lab), "serve", "--standalone", "--listen", &unix, "--nic", &nic, "--subnet", card.subnet];
+    let mut serve = lab.start("host", &serve_name, &serve)?;
     lab.until("the Spice socket", || {
         serve.alive()?;
         Ok(lab.outside(&listen).exists().then_some(()))
@@ -135,12 +158,12 @@ pub(crate) fn start_beside_vm(
         services.iter().map(|at| format!("tcp://{at}?name=load-{}", at.port())).collect();
     let mut connect = vec![program(lab), "connect", &server, "--json"];
     connect.extend(shares.iter().flat_map(|share| ["--share", share]));
-    let mut connect = lab.start("host", "connect", &connect)?;
+    let mut connect = lab.start("host", &connect_name, &connect)?;
     let mut found = Vec::new();
     lab.until("connect to map the services", || {
         connect.alive()?;
         serve.alive()?;
-        let events = std::fs::read_to_string(lab.file("connect.out")).unwrap_or_default();
+        let events = std::fs::read_to_string(lab.file(&format!("{connect_name}.out"))).unwrap_or_default();
         found = events.lines().filter_map(mapped_in).collect();
         Ok((found.len() == services.len()).then_some(()))
     })?;

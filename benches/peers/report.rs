@@ -141,6 +141,10 @@ const GROUPS: &[Group] = &[
         whole: true,
         columns: &[("down", "vm down"), ("up", "vm up")],
     },
+    medians(
+        "that machine: processor seconds of serve per GB",
+        &[("down", "vm down, serve"), ("up", "vm up, serve")],
+    ),
 ];
 
 /// As people read it.

@@ -1,6 +1,6 @@
 //! The virtual machine's network card: frames of a guest, from wherever they come.
 //!
-//! Two kinds:
+//! Three kinds:
 //!
 //! * **A stream**, as QEMU's `-netdev stream` gives it: frames over a stream, each behind its length. The framing is QEMU's
 //!   (`net/stream.c`): four octets, big-endian, then that many octets of Ethernet frame. QEMU closes the stream when it is
@@ -14,6 +14,11 @@
 //!   is whatever is bridged to it, QEMU's `-netdev tap` among others, or the network namespace the device is in. Long TCP segments pass
 //!   whole and without checksums ([`crate::offload`]), unless `,offload=off` stands behind the name.
 //!
+//! * **The guest's own rings**, `vhost-user:PATH` (feature `vhost-user`): QEMU connects (`-netdev vhost-user`), and shares the
+//!   guest's memory with us. So a frame is copied once, and no octet of it passes QEMU or a socket. Segments pass whole and without checksums
+//!   if the guest's driver can do that. The memory must be such that can be shared (`memory-backend-memfd`, `share=on`). QEMU refuses
+//!   to migrate such a machine.
+//!
 //! [`Nic`] owns the descriptor and its buffers and is driven by one task, with no queue between: [`Nic::ready`] waits for whatever
 //! can happen, moving octets both ways meanwhile; frames are then taken with [`Nic::next_frame`] and given with
 //! [`Nic::queue`]. Frames in flight are lost with the connection, as on a real link.
@@ -25,7 +30,9 @@ mod spec;
 mod stream;
 #[cfg(feature = "tap")]
 pub mod tap;
-#[cfg(feature = "tap")]
+#[cfg(feature = "vhost-user")]
+pub mod vhost_user;
+#[cfg(any(feature = "tap", feature = "vhost-user"))]
 mod vnet;
 
 use std::future::poll_fn;
@@ -42,6 +49,8 @@ pub use self::spec::{NicSpec, NicSpecError};
 use self::stream::StreamCard;
 #[cfg(feature = "tap")]
 use self::tap::{TapCard, TapError};
+#[cfg(feature = "vhost-user")]
+use self::vhost_user::{VhostUserCard, VhostUserError};
 use crate::offload::{CardFrame, Offloads};
 
 /// Longest frame, in octets. QEMU's `NET_BUFSIZE`.
@@ -112,6 +121,10 @@ pub enum LinkError {
     #[cfg(feature = "tap")]
     #[error("the TAP device failed: {0}")]
     Device(#[source] io::Error),
+    /// The rings in the guest's memory are not to be used any more.
+    #[cfg(feature = "vhost-user")]
+    #[error(transparent)]
+    VhostUser(#[from] VhostUserError),
 }
 
 /// Which way a frame goes.
@@ -144,19 +157,25 @@ enum Card {
     Stream(Box<StreamCard>),
     #[cfg(feature = "tap")]
     Tap(Box<TapCard>),
+    #[cfg(feature = "vhost-user")]
+    VhostUser(Box<VhostUserCard>),
 }
 
 impl Nic {
     /// Opens a NIC for a network with packets of at most `mtu` octets. Nobody needs to be at the other end yet.
     ///
     /// # Errors
-    /// `listen:` the path is taken, or the system refuses it; a socket that a dead process left there is replaced. `tap:` the device
+    /// `listen:` and `vhost-user:` the path is taken, or the system refuses it; a socket that a dead process left there is replaced. `tap:` the device
     /// cannot be had, or takes no packets of 576 octets.
     #[cfg_attr(not(feature = "tap"), expect(unused_variables, reason = "only TAP devices have an MTU"))]
     pub async fn open(spec: &NicSpec, mtu: u16) -> Result<Nic, NicError> {
         Ok(match spec {
             NicSpec::Listen(path) => Nic::over(StreamCard::listen(path).await?),
             NicSpec::Connect(path) => Nic::over(StreamCard::connect(path.clone())),
+            #[cfg(feature = "vhost-user")]
+            NicSpec::VhostUser(path) => {
+                Nic::new(Card::VhostUser(Box::new(VhostUserCard::listen(path).await?)))
+            }
             #[cfg(feature = "tap")]
             NicSpec::Tap(tap) => Nic::new(Card::Tap(Box::new(TapCard::open(tap, mtu)?))),
         })
@@ -188,6 +207,8 @@ impl Nic {
                 Card::Stream(card) => card.attach().await,
                 #[cfg(feature = "tap")]
                 Card::Tap(card) => card.attach().await,
+                #[cfg(feature = "vhost-user")]
+                Card::VhostUser(card) => card.attach().await,
             }
             return NicEvent::Connected;
         }
@@ -198,6 +219,8 @@ impl Nic {
                     Card::Stream(card) => card.lost(),
                     #[cfg(feature = "tap")]
                     Card::Tap(card) => card.lost(),
+                    #[cfg(feature = "vhost-user")]
+                    Card::VhostUser(card) => card.lost(),
                 }
                 self.full = false;
                 NicEvent::Lost(error)
@@ -210,6 +233,8 @@ impl Nic {
             Card::Stream(card) => card.poll_flush(cx)?,
             #[cfg(feature = "tap")]
             Card::Tap(card) => card.poll_flush(cx)?,
+            #[cfg(feature = "vhost-user")]
+            Card::VhostUser(card) => card.poll_flush(cx)?,
         }
         if self.full && self.pending() <= LOW_WATER {
             self.full = false;
@@ -219,6 +244,8 @@ impl Nic {
             Card::Stream(card) => card.poll_fill(cx),
             #[cfg(feature = "tap")]
             Card::Tap(card) => card.poll_fill(cx),
+            #[cfg(feature = "vhost-user")]
+            Card::VhostUser(card) => card.poll_fill(cx),
         };
         ready!(filled)?;
         Poll::Ready(Ok(NicEvent::Frames))
@@ -230,6 +257,8 @@ impl Nic {
             Card::Stream(card) => card.next_frame().map(CardFrame::whole),
             #[cfg(feature = "tap")]
             Card::Tap(card) => card.next_frame(),
+            #[cfg(feature = "vhost-user")]
+            Card::VhostUser(card) => card.next_frame(),
         }?;
         if let Some(tap) = &mut self.tap {
             show(tap, Way::FromGuest, &frame);
@@ -249,6 +278,8 @@ impl Nic {
                 Card::Stream(card) => card.queue(frame.bytes),
                 #[cfg(feature = "tap")]
                 Card::Tap(card) => card.queue(&frame),
+                #[cfg(feature = "vhost-user")]
+                Card::VhostUser(card) => card.queue(&frame),
             };
         self.dropped += u64::from(!queued);
         if queued && let Some(tap) = &mut self.tap {
@@ -263,6 +294,8 @@ impl Nic {
             Card::Stream(_) => Offloads::NONE,
             #[cfg(feature = "tap")]
             Card::Tap(card) => card.offloads(),
+            #[cfg(feature = "vhost-user")]
+            Card::VhostUser(card) => card.offloads(),
         }
     }
 
@@ -289,6 +322,8 @@ impl Nic {
             Card::Stream(card) => card.is_connected(),
             #[cfg(feature = "tap")]
             Card::Tap(card) => card.is_connected(),
+            #[cfg(feature = "vhost-user")]
+            Card::VhostUser(card) => card.is_connected(),
         }
     }
 
@@ -298,6 +333,8 @@ impl Nic {
             Card::Stream(_) => wanted,
             #[cfg(feature = "tap")]
             Card::Tap(card) => card.mtu().min(wanted),
+            #[cfg(feature = "vhost-user")]
+            Card::VhostUser(_) => wanted,
         }
     }
 
@@ -312,6 +349,8 @@ impl Nic {
             Card::Stream(card) => card.pending(),
             #[cfg(feature = "tap")]
             Card::Tap(card) => card.pending(),
+            #[cfg(feature = "vhost-user")]
+            Card::VhostUser(card) => card.pending(),
         }
     }
 }

@@ -271,10 +271,7 @@ fn card(place: &CardPlace, mtu: u16, inherited: &mut Inherited, report: &mut Rep
     match place {
         CardPlace::Spec(NicSpec::Listen(path)) => {
             report.plan("card", format!("QEMU connects to {}", path.display()));
-            report.directory("--nic", path);
-            if std::fs::symlink_metadata(path).is_ok_and(|found| !is_socket(&found)) {
-                report.problem(format!("--nic: {} exists and is no socket", path.display()));
-            }
+            free_path(path, report);
         }
         CardPlace::Spec(NicSpec::Connect(path)) => {
             report.plan("card", format!("QEMU listens at {}", path.display()));
@@ -287,6 +284,11 @@ fn card(place: &CardPlace, mtu: u16, inherited: &mut Inherited, report: &mut Rep
                 }
             }
         }
+        #[cfg(feature = "vhost-user")]
+        CardPlace::Spec(NicSpec::VhostUser(path)) => {
+            report.plan("card", format!("QEMU connects to {} and shares its guest's rings", path.display()));
+            free_path(path, report);
+        }
         CardPlace::Spec(NicSpec::Tap(spec)) => tap(&spec.name, mtu, report),
         CardPlace::Fd(_) => {
             report.plan("card", place.to_string());
@@ -294,6 +296,14 @@ fn card(place: &CardPlace, mtu: u16, inherited: &mut Inherited, report: &mut Rep
                 report.error(&error);
             }
         }
+    }
+}
+
+/// Where we are to listen.
+fn free_path(path: &Path, report: &mut Report) {
+    report.directory("--nic", path);
+    if std::fs::symlink_metadata(path).is_ok_and(|found| !is_socket(&found)) {
+        report.problem(format!("--nic: {} exists and is no socket", path.display()));
     }
 }
 

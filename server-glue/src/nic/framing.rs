@@ -97,7 +97,7 @@ impl Framer {
     }
 
     /// The first frame, without its length.
-    #[cfg(feature = "tap")]
+    #[cfg(any(feature = "tap", feature = "vhost-user"))]
     pub(super) fn first(&self) -> Option<&[u8]> {
         let (prefix, rest) = self.pending().split_first_chunk::<PREFIX>()?;
         rest.get(..usize::try_from(u32::from_be_bytes(*prefix)).ok()?)

@@ -14,6 +14,9 @@ pub enum NicSpec {
     Listen(PathBuf),
     /// QEMU listens at this Unix socket, we connect.
     Connect(PathBuf),
+    /// We listen at this Unix socket, and QEMU connects to share its guest's rings.
+    #[cfg(feature = "vhost-user")]
+    VhostUser(PathBuf),
     /// A TAP device of this machine: what is bridged to it, or the machine itself, is the guest.
     #[cfg(feature = "tap")]
     Tap(TapSpec),
@@ -22,7 +25,7 @@ pub enum NicSpec {
 impl FromStr for NicSpec {
     type Err = NicSpecError;
 
-    /// `listen:PATH`, `connect:PATH`, `tap:NAME` or `tap:NAME,offload=off`.
+    /// `listen:PATH`, `connect:PATH`, `vhost-user:PATH`, `tap:NAME` or `tap:NAME,offload=off`.
     fn from_str(text: &str) -> Result<NicSpec, NicSpecError> {
         match text.split_once(':') {
             #[cfg(feature = "tap")]
@@ -30,6 +33,8 @@ impl FromStr for NicSpec {
             Some((_, "")) => Err(NicSpecError::Unknown(text.to_owned())),
             Some(("listen", path)) => Ok(NicSpec::Listen(path.into())),
             Some(("connect", path)) => Ok(NicSpec::Connect(path.into())),
+            #[cfg(feature = "vhost-user")]
+            Some(("vhost-user", path)) => Ok(NicSpec::VhostUser(path.into())),
             Some(_) | None => Err(NicSpecError::Unknown(text.to_owned())),
         }
     }
@@ -40,6 +45,8 @@ impl fmt::Display for NicSpec {
         match self {
             NicSpec::Listen(path) => write!(f, "listen:{}", path.display()),
             NicSpec::Connect(path) => write!(f, "connect:{}", path.display()),
+            #[cfg(feature = "vhost-user")]
+            NicSpec::VhostUser(path) => write!(f, "vhost-user:{}", path.display()),
             #[cfg(feature = "tap")]
             NicSpec::Tap(spec) => write!(f, "tap:{spec}"),
         }
@@ -52,7 +59,7 @@ impl fmt::Display for NicSpec {
 pub enum NicSpecError {
     /// None of the kinds, or nothing behind the colon.
     #[error(
-        "\"{0}\" names no NIC: expected listen:PATH (QEMU connects, server=off), connect:PATH (QEMU listens, server=on) or tap:NAME[,offload=off]"
+        "\"{0}\" names no NIC: expected listen:PATH (QEMU connects, server=off), connect:PATH (QEMU listens, server=on), vhost-user:PATH (QEMU connects) or tap:NAME[,offload=off]"
     )]
     Unknown(String),
     /// No device can have this name, or what stands behind it means nothing.

@@ -277,7 +277,7 @@ impl TapCard {
         if frame.is_empty() || frame.len() > MAX_FRAME - vnet::HEADER || self.broken.is_some() {
             return false;
         }
-        let header = vnet::header(frame);
+        let header = vnet::header(frame, u16::to_ne_bytes);
         let header = if self.offload { header.as_slice() } else { &[] };
         if self.outgoing.pending().is_empty() {
             match sent(device.try_send_vectored(&[IoSlice::new(header), IoSlice::new(frame)])) {
@@ -298,10 +298,11 @@ impl TapCard {
             let range = self.came.pop_front()?;
             return self.buffer.get(range).map(CardFrame::whole);
         }
+        let parse = |record| vnet::parse(record, vnet::HEADER, u16::from_ne_bytes);
         // Kinds of segments that we did not ask for are skipped.
         let range = std::iter::from_fn(|| self.came.pop_front())
-            .find(|range| self.buffer.get(range.clone()).and_then(vnet::parse).is_some())?;
-        self.buffer.get(range).and_then(vnet::parse)
+            .find(|range| self.buffer.get(range.clone()).and_then(parse).is_some())?;
+        self.buffer.get(range).and_then(parse)
     }
 
     /// Sends what can be sent now.

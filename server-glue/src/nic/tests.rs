@@ -67,6 +67,12 @@ fn specs() {
         assert!(wrong.parse::<NicSpec>().unwrap_err().to_string().contains("listen:PATH"), "{wrong}");
     }
     assert_eq!(NicSpec::Listen("/a".into()).to_string(), "listen:/a");
+    #[cfg(feature = "vhost-user")]
+    {
+        assert_eq!("vhost-user:/a".parse(), Ok(NicSpec::VhostUser("/a".into())));
+        assert_eq!(NicSpec::VhostUser("/a".into()).to_string(), "vhost-user:/a");
+        assert!("vhost-user:".parse::<NicSpec>().is_err());
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! u8 flags | u8 gso_type | u16 hdr_len | u16 gso_size | u16 csum_start | u16 csum_offset
 //! ```
 //!
-//! A TAP device takes the machine's own byte order.
+//! A TAP device takes the machine's own byte order, virtio 1 is little-endian.
 
 use std::num::NonZeroU16;
 
@@ -25,27 +25,28 @@ const GSO_TCPV4: u8 = 1;
 /// Beside the type: the segment has ECN's CWR, which is to be in the first piece only.
 const GSO_ECN: u8 = 0x80;
 
-/// What follows `header`. `None`: too short, or a kind that was not asked for.
-pub(super) fn parse(record: &[u8]) -> Option<CardFrame<'_>> {
-    let (&[flags, kind, _, _, s0, s1, _, _, _, _], bytes) = record.split_first_chunk::<HEADER>()?;
+/// What follows a header of `length` octets, whose fields are read with `short`. `None`: too short, or a kind that was not asked for.
+pub(super) fn parse(record: &[u8], length: usize, short: fn([u8; 2]) -> u16) -> Option<CardFrame<'_>> {
+    let &[flags, kind, _, _, s0, s1, _, _, _, _] = record.first_chunk::<HEADER>()?;
+    let bytes = record.get(length..)?;
     let segment = match kind & !GSO_ECN {
         GSO_NONE => None,
-        GSO_TCPV4 => Some(NonZeroU16::new(u16::from_ne_bytes([s0, s1]))?),
+        GSO_TCPV4 => Some(NonZeroU16::new(short([s0, s1]))?),
         _ => return None,
     };
     Some(CardFrame { bytes, vouched: flags & (NEEDS_CSUM | DATA_VALID) != 0, segment })
 }
 
-/// The header of a frame for the guest. What is left open of it must be TCP over IPv4.
-pub(super) fn header(frame: &CardFrame<'_>) -> [u8; HEADER] {
+/// The header of a frame for the guest, whose fields are written with `octets`. What is left open of it must be TCP over IPv4.
+pub(super) fn header(frame: &CardFrame<'_>, octets: fn(u16) -> [u8; 2]) -> [u8; HEADER] {
     let Some(place) = frame.vouched.then(|| ChecksumPlace::of(frame.bytes)).flatten() else {
         return [0; HEADER];
     };
     let kind = if frame.segment.is_some() { GSO_TCPV4 } else { GSO_NONE };
-    let [h0, h1] = short(place.headers).to_ne_bytes();
-    let [s0, s1] = frame.segment.map_or(0, NonZeroU16::get).to_ne_bytes();
-    let [c0, c1] = short(place.start).to_ne_bytes();
-    let [o0, o1] = short(place.field - place.start).to_ne_bytes();
+    let [h0, h1] = octets(short(place.headers));
+    let [s0, s1] = octets(frame.segment.map_or(0, NonZeroU16::get));
+    let [c0, c1] = octets(short(place.start));
+    let [o0, o1] = octets(short(place.field - place.start));
     [NEEDS_CSUM, kind, h0, h1, s0, s1, c0, c1, o0, o1]
 }
 
@@ -58,6 +59,14 @@ fn short(octets: usize) -> u16 {
 mod tests {
     use super::*;
     use crate::script::{ACK, tcp};
+
+    fn header(frame: &CardFrame<'_>) -> [u8; HEADER] {
+        super::header(frame, u16::to_ne_bytes)
+    }
+
+    fn parse(record: &[u8]) -> Option<CardFrame<'_>> {
+        super::parse(record, HEADER, u16::from_ne_bytes)
+    }
 
     #[test]
     fn what_is_left_open_is_said() {
