@@ -23,9 +23,9 @@ use spice_proto::tunnel::SocketId;
 use crate::channel::{Channel, to_usize};
 use crate::credit::Turnaround;
 
-/// The shortest time in which anybody can be expected to send a window and be given another one. Shorter round trips are
-/// not longer than what either end does at a time.
-const LEAST: Duration = Duration::from_millis(1);
+/// The shortest time in which anybody can be expected to send a window and be given another one. On shorter ways a larger
+/// window carries nothing more: what comes of it is only that more waits in memory, beyond the processor's caches.
+const LEAST: Duration = Duration::from_micros(200);
 
 /// For how long a measurement counts by itself; then for as long again until there is another. A way that became longer is
 /// noticed within twice this.
