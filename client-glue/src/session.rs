@@ -30,7 +30,7 @@ use tokio::{
     time::Sleep,
 };
 use tracing::{debug, trace, warn};
-use tunnel_channel::{Channel, Event as ChannelEvent, ResetCause, Turns};
+use tunnel_channel::{Channel, Event as ChannelEvent, ResetCause, Spares, Turns};
 
 use self::shares::Shares;
 use crate::{
@@ -43,7 +43,7 @@ use crate::{
     link,
     ready::ReadySet,
     share::ShareId,
-    sockets::{ServiceSocket, Spares},
+    sockets::ServiceSocket,
 };
 
 /// Services read from in one turn, as often as they are read.

@@ -18,6 +18,7 @@ use tokio::{
     net::TcpStream,
 };
 use tracing::trace;
+use tunnel_channel::Spares;
 
 use crate::{
     events::ConnectionId,
@@ -90,37 +91,6 @@ struct Tail {
     /// Unwritten bytes of each message, which may be none of one that was rewritten. INVARIANT: their sum is `len`, less
     /// what was held back to the guest's end and belongs to no message.
     messages: VecDeque<usize>,
-}
-
-/// Size of a tail's pieces once there is as much in it.
-const PIECE: usize = 32 << 10;
-
-/// Pieces that are kept for the next tail, of all sockets.
-const SPARE: usize = 64;
-
-/// Pieces that no tail needs now. A tail that fills and drains all the time would otherwise have the system take their memory
-/// away and give it again, page by page.
-#[derive(Default)]
-pub(crate) struct Spares(Vec<Vec<u8>>);
-
-impl Spares {
-    /// An empty piece with room for `n` bytes.
-    fn take(&mut self, n: usize) -> Vec<u8> {
-        let spare = if n > PIECE / 2 { self.0.pop() } else { None };
-        spare.unwrap_or_else(|| Vec::with_capacity(if n > PIECE / 2 { PIECE } else { n }))
-    }
-
-    fn put(&mut self, mut piece: Vec<u8>) {
-        if piece.capacity() == PIECE && self.0.len() < SPARE {
-            piece.clear();
-            self.0.push(piece);
-        }
-    }
-
-    /// Gives the memory back.
-    pub(crate) fn clear(&mut self) {
-        self.0 = Vec::new();
-    }
 }
 
 impl ServiceSocket {
@@ -365,9 +335,9 @@ impl Tail {
         if let Some(last) = self.pieces.back_mut() {
             last.extend_from_slice(fits);
         }
-        for part in rest.chunks(PIECE) {
+        for part in rest.chunks(Spares::PIECE) {
             // As large as everything so far: many small messages need few pieces, and few need little memory.
-            let mut piece = spares.take(part.len().max(self.len.min(PIECE)));
+            let mut piece = spares.take(part.len().max(self.len.min(Spares::PIECE)));
             piece.extend_from_slice(part);
             self.pieces.push_back(piece);
         }
@@ -429,7 +399,7 @@ mod tests {
                 prop_assert_eq!(tail.is_empty(), tail.front().is_empty());
                 prop_assert_eq!(tail.messages.len() as u32, put - whole);
                 let held: usize = tail.pieces.iter().map(Vec::capacity).sum();
-                prop_assert!(held <= 2 * model.len() + 4 * PIECE + 90_000, "{held} bytes for {}", model.len());
+                prop_assert!(held <= 2 * model.len() + 4 * Spares::PIECE + 90_000, "{held} bytes for {}", model.len());
             }
             while !tail.is_empty() {
                 let n = tail.front().len();

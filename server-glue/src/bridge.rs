@@ -28,7 +28,7 @@ use spice_proto::frame::Frame;
 use spice_proto::service_info::ServiceInfo;
 use spice_proto::tunnel::{ServiceId, SocketId};
 use tracing::{debug, info, trace, warn};
-use tunnel_channel::{Channel, Event, Turns, Violation};
+use tunnel_channel::{Channel, Event, Spares, Turns, Violation};
 
 use crate::address::AddressBook;
 pub use crate::away::AwayConfig;
@@ -203,7 +203,9 @@ impl Bridge {
         match event {
             Event::Data { socket, payload } => {
                 traffic.received(payload.len());
-                let whole = tunnel.socket(socket).is_some_and(|entry| entry.deliver(netstack, now, payload));
+                let Tunnel { sockets, spares, .. } = tunnel;
+                let entry = sockets.get_mut(usize::from(socket.0)).and_then(Option::as_mut);
+                let whole = entry.is_some_and(|entry| entry.deliver(netstack, now, payload, spares));
                 if whole {
                     tunnel.channel.delivered(socket, 1);
                 }
@@ -311,7 +313,11 @@ impl Bridge {
         }
         self.netstack.handle_timeout(now);
         match &mut self.tunnel {
-            Some(tunnel) => tunnel.channel.handle_timeout(now),
+            Some(tunnel) => {
+                // As good a moment as any to find out whether they are needed.
+                tunnel.spares.clear();
+                tunnel.channel.handle_timeout(now)
+            }
             None => Ok(()),
         }
     }
@@ -386,6 +392,8 @@ struct Tunnel {
     by_flow: HashMap<FlowId, SocketId>,
     /// Of the sockets that may have something to send.
     turns: Turns,
+    /// For what waits for the guest.
+    spares: Spares,
     services: Vec<Service>,
     /// INVARIANT: has exactly the addresses of `services`.
     by_address: HashMap<SocketAddr, ServiceId>,
@@ -412,6 +420,7 @@ impl Tunnel {
             sockets: Vec::new(),
             by_flow: HashMap::new(),
             turns: Turns::default(),
+            spares: Spares::default(),
             services: Vec::new(),
             by_address: HashMap::new(),
             questions: Questions::default(),
@@ -482,7 +491,7 @@ impl Tunnel {
     fn drain(&mut self, netstack: &mut Netstack, now: Instant, flow: FlowId) {
         let Some(id) = self.socket_of(flow) else { return };
         let Some(Some(socket)) = self.sockets.get_mut(usize::from(id.0)) else { return };
-        let delivered = socket.drain(netstack, now);
+        let delivered = socket.drain(netstack, now, &mut self.spares);
         socket.end_if_drained(netstack, now);
         if delivered > 0 {
             self.channel.delivered(id, delivered);
@@ -532,25 +541,33 @@ enum Down {
 }
 
 struct Tail {
-    message: Box<[u8]>,
+    message: Vec<u8>,
     written: usize,
 }
 
 impl Socket {
     /// Gives the guest a message, behind what waits already. `true`: it is all in the transmit ring.
-    fn deliver(&mut self, netstack: &mut Netstack, now: Instant, payload: &[u8]) -> bool {
+    fn deliver(
+        &mut self,
+        netstack: &mut Netstack,
+        now: Instant,
+        payload: &[u8],
+        spares: &mut Spares,
+    ) -> bool {
         let written = if self.tail.is_empty() { netstack.send(now, self.flow, payload) } else { 0 };
         match payload.get(written..) {
             None | Some([]) => true,
             Some(rest) => {
-                self.tail.push_back(Tail { message: rest.into(), written: 0 });
+                let mut message = spares.take(rest.len());
+                message.extend_from_slice(rest);
+                self.tail.push_back(Tail { message, written: 0 });
                 false
             }
         }
     }
 
     /// Gives the guest what waits. Returns how many messages were completed.
-    fn drain(&mut self, netstack: &mut Netstack, now: Instant) -> u32 {
+    fn drain(&mut self, netstack: &mut Netstack, now: Instant, spares: &mut Spares) -> u32 {
         let mut completed = 0;
         while let Some(tail) = self.tail.front_mut() {
             let Some(rest) = tail.message.get(tail.written..) else { break };
@@ -559,7 +576,7 @@ impl Socket {
             if written < rest.len() {
                 break;
             }
-            self.tail.pop_front();
+            self.tail.pop_front().into_iter().for_each(|tail| spares.put(tail.message));
             completed += 1;
         }
         if self.tail.is_empty() {
