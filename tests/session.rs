@@ -231,7 +231,7 @@ fn byte_at(stream: u64, offset: u64) -> u8 {
         .to_be_bytes()[0]
 }
 
-/// Windows grow, data waits for its turn and its pace, and both ends' buffers run full and empty.
+/// Windows grow, data waits for its turn, and both ends' buffers run full and empty.
 #[tokio::test]
 async fn bulk_over_a_long_way_arrives_as_it_was_sent() {
     const LENGTH: u64 = 12 << 20;

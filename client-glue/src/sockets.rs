@@ -82,7 +82,7 @@ enum Writing {
 /// What the service was too slow to take: messages of which less than all is written. The window bounds it.
 #[derive(Default)]
 struct Tail {
-    /// In pieces, so that a long one is never copied to another place to grow, and what is written is free at once.
+    /// In pieces, so that a long one is never copied to another place to grow, and what is written serves others at once.
     pieces: VecDeque<Vec<u8>>,
     /// Bytes of the first piece that are written. INVARIANT: fewer than it has.
     written: usize,
