@@ -198,8 +198,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         let Some((deadline, _)) = self.core.channel.poll_timeout() else { return Ok(false) };
         if deadline <= now {
             self.core.channel.handle_timeout(now)?;
-            // As good a moment as any to find out whether they are needed.
-            self.core.spares.clear();
+            self.core.spares.tidy(now);
             return Ok(true);
         }
         let deadline = tokio::time::Instant::from_std(deadline);

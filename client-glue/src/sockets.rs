@@ -4,7 +4,6 @@
 //! that another kind becomes a variant of an enum in place of the `TcpStream`.
 
 use std::{
-    collections::VecDeque,
     io,
     pin::Pin,
     sync::Arc,
@@ -18,7 +17,7 @@ use tokio::{
     net::TcpStream,
 };
 use tracing::trace;
-use tunnel_channel::Spares;
+use tunnel_channel::{Spares, Tail};
 
 use crate::{
     events::ConnectionId,
@@ -77,20 +76,6 @@ enum Writing {
     Finishing,
     /// Shut down, after the last byte.
     Ended,
-}
-
-/// What the service was too slow to take: messages of which less than all is written. The window bounds it.
-#[derive(Default)]
-struct Tail {
-    /// In pieces, so that a long one is never copied to another place to grow, and what is written serves others at once.
-    pieces: VecDeque<Vec<u8>>,
-    /// Bytes of the first piece that are written. INVARIANT: fewer than it has.
-    written: usize,
-    /// Bytes that are not.
-    len: usize,
-    /// Unwritten bytes of each message, which may be none of one that was rewritten. INVARIANT: their sum is `len`, less
-    /// what was held back to the guest's end and belongs to no message.
-    messages: VecDeque<usize>,
 }
 
 impl ServiceSocket {
@@ -180,7 +165,7 @@ impl ServiceSocket {
         if unwritten == 0 && self.tail.is_empty() {
             return Ok(1);
         }
-        self.tail.messages.push_back(unwritten);
+        self.tail.end_message(unwritten);
         Ok(0)
     }
 
@@ -316,99 +301,6 @@ impl Drop for ServiceSocket {
     fn drop(&mut self) {
         if !self.has_ended() {
             self.abort();
-        }
-    }
-}
-
-impl Tail {
-    fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    fn front(&self) -> &[u8] {
-        self.pieces.front().and_then(|piece| piece.get(self.written..)).unwrap_or_default()
-    }
-
-    fn extend(&mut self, bytes: &[u8], spares: &mut Spares) {
-        let room = self.pieces.back().map_or(0, |piece| piece.capacity() - piece.len());
-        let (fits, rest) = bytes.split_at(room.min(bytes.len()));
-        if let Some(last) = self.pieces.back_mut() {
-            last.extend_from_slice(fits);
-        }
-        for part in rest.chunks(Spares::PIECE) {
-            // As large as everything so far: many small messages need few pieces, and few need little memory.
-            let mut piece = spares.take(part.len().max(self.len.min(Spares::PIECE)));
-            piece.extend_from_slice(part);
-            self.pieces.push_back(piece);
-        }
-        self.len += bytes.len();
-    }
-
-    /// `n` bytes of the front were written: how many messages are whole now?
-    fn written(&mut self, n: usize, spares: &mut Spares) -> u32 {
-        let mut left = n.min(self.len);
-        self.len -= left;
-        self.written += left;
-        while let Some(piece) = self.pieces.front()
-            && self.written >= piece.len()
-        {
-            self.written -= piece.len();
-            self.pieces.pop_front().into_iter().for_each(|piece| spares.put(piece));
-        }
-        let mut whole = 0;
-        while let Some(message) = self.messages.front_mut() {
-            if *message > left {
-                *message -= left;
-                break;
-            }
-            left -= *message;
-            self.messages.pop_front();
-            whole += 1;
-        }
-        whole
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn a_tail_gives_what_it_got(steps in prop::collection::vec((0usize..3, 0usize..90_000), 0..60)) {
-            let (mut tail, mut spares) = (Tail::default(), Spares::default());
-            let mut model = VecDeque::<u8>::new();
-            let (mut put, mut whole, mut next) = (0u32, 0, 0u8);
-            for (step, n) in steps {
-                if step == 0 {
-                    let n = if n % 3 == 0 { n } else { n % 20 };
-                    let message: Vec<u8> = (0..n).map(|_| { next = next.wrapping_add(1); next }).collect();
-                    tail.extend(&message, &mut spares);
-                    tail.messages.push_back(n);
-                    put += 1;
-                    model.extend(message);
-                } else {
-                    let n = n.min(tail.front().len());
-                    prop_assert!(tail.front()[..n].iter().eq(model.iter().take(n)));
-                    whole += tail.written(n, &mut spares);
-                    model.drain(..n);
-                }
-                prop_assert_eq!(tail.len, model.len());
-                prop_assert_eq!(tail.is_empty(), tail.front().is_empty());
-                prop_assert_eq!(tail.messages.len() as u32, put - whole);
-                let held: usize = tail.pieces.iter().map(Vec::capacity).sum();
-                prop_assert!(held <= 2 * model.len() + 4 * Spares::PIECE + 90_000, "{held} bytes for {}", model.len());
-            }
-            while !tail.is_empty() {
-                let n = tail.front().len();
-                whole += tail.written(n, &mut spares);
-                model.drain(..n);
-            }
-            whole += tail.written(0, &mut spares);
-            prop_assert!(model.is_empty());
-            prop_assert_eq!(whole, put);
         }
     }
 }

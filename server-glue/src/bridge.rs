@@ -20,7 +20,7 @@
 //!
 //! Sockets that may send have their [`Turns`], so that one bulk transfer cannot starve the rest.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ use spice_proto::frame::Frame;
 use spice_proto::service_info::ServiceInfo;
 use spice_proto::tunnel::{ServiceId, SocketId};
 use tracing::{debug, info, trace, warn};
-use tunnel_channel::{Channel, Event, Spares, Turns, Violation};
+use tunnel_channel::{Channel, Event, Spares, Tail, Turns, Violation};
 
 use crate::address::AddressBook;
 pub use crate::away::AwayConfig;
@@ -314,8 +314,7 @@ impl Bridge {
         self.netstack.handle_timeout(now);
         match &mut self.tunnel {
             Some(tunnel) => {
-                // As good a moment as any to find out whether they are needed.
-                tunnel.spares.clear();
+                tunnel.spares.tidy(now);
                 tunnel.channel.handle_timeout(now)
             }
             None => Ok(()),
@@ -456,7 +455,7 @@ impl Tunnel {
         }
         if let Some(slot) = self.sockets.get_mut(index) {
             let dialing = Some(destination);
-            *slot = Some(Socket { flow, dialing, tail: VecDeque::new(), down: Down::Open });
+            *slot = Some(Socket { flow, dialing, tail: Tail::default(), down: Down::Open });
         }
         self.by_flow.insert(flow, id);
         Ok(())
@@ -525,8 +524,8 @@ struct Socket {
     flow: FlowId,
     /// Where the guest's SYN went to, until the client has answered it.
     dialing: Option<SocketAddr>,
-    /// Messages, or the last part of one, that the transmit ring had no room for. Bounded by our window.
-    tail: VecDeque<Tail>,
+    /// What the transmit ring had no room for.
+    tail: Tail,
     down: Down,
 }
 
@@ -538,11 +537,6 @@ enum Down {
     Ending,
     /// The guest has been sent everything, FIN included.
     Ended,
-}
-
-struct Tail {
-    message: Vec<u8>,
-    written: usize,
 }
 
 impl Socket {
@@ -558,9 +552,8 @@ impl Socket {
         match payload.get(written..) {
             None | Some([]) => true,
             Some(rest) => {
-                let mut message = spares.take(rest.len());
-                message.extend_from_slice(rest);
-                self.tail.push_back(Tail { message, written: 0 });
+                self.tail.extend(rest, spares);
+                self.tail.end_message(rest.len());
                 false
             }
         }
@@ -569,20 +562,17 @@ impl Socket {
     /// Gives the guest what waits. Returns how many messages were completed.
     fn drain(&mut self, netstack: &mut Netstack, now: Instant, spares: &mut Spares) -> u32 {
         let mut completed = 0;
-        while let Some(tail) = self.tail.front_mut() {
-            let Some(rest) = tail.message.get(tail.written..) else { break };
-            let written = netstack.send(now, self.flow, rest);
-            tail.written += written;
-            if written < rest.len() {
-                break;
+        while !self.tail.is_empty() {
+            let waiting = self.tail.front();
+            let len = waiting.len();
+            let written = netstack.send(now, self.flow, waiting);
+            completed += self.tail.written(written, spares);
+            if written < len {
+                return completed;
             }
-            self.tail.pop_front().into_iter().for_each(|tail| spares.put(tail.message));
-            completed += 1;
         }
-        if self.tail.is_empty() {
-            // An idle connection keeps no buffer.
-            self.tail = VecDeque::new();
-        }
+        // An idle connection keeps no buffer.
+        self.tail = Tail::default();
         completed
     }
 

@@ -13,7 +13,7 @@
 //! | when may it be more | `growth` |
 //! | which ids are in use | `table` |
 //! | whose turn is it to send | `turns` |
-//! | where does the memory for what waits come from | `spares` |
+//! | where does wait what a sink is too slow for, and in which memory | `tail` |
 //! | which services are there | `service` |
 //! | which names may be asked for, and which are | `names` |
 //! | is the peer there | `liveness` |
@@ -45,8 +45,8 @@ mod outgoing;
 pub mod pair;
 mod service;
 mod socket;
-mod spares;
 mod table;
+mod tail;
 mod turns;
 
 pub use channel::Channel;
@@ -57,7 +57,7 @@ pub use event::{
 };
 pub use liveness::TimeoutReason;
 pub use service::ServiceFault;
-pub use spares::Spares;
+pub use tail::{Spares, Tail};
 pub use turns::Turns;
 
 pub use spice_proto::tunnel::{InfoBody, NameAnswer, QueryId};
