@@ -22,8 +22,9 @@
 //! * in LAST-ACK it ignores every segment that acknowledges nothing new, so that a window never opens: `close` behind the
 //!   guest's FIN is put off until all data is acknowledged;
 //! * a reset during the handshake makes it listen again: that counts as reset here;
-//! * delayed acknowledgements wait on a timer: none are used. The netstack sends only when it is asked to, after a whole
-//!   batch of frames was fed, which acknowledges a burst at once and a lone segment without delay.
+//! * its delayed acknowledgements hold back a lone segment whatever its size, and never one of a FIN: they are not used. The netstack sends
+//!   only when it is asked to, after a whole batch of frames was fed, which acknowledges a burst at once; a lone small segment, or a FIN,
+//!   waits here for an answer that carries its acknowledgement ([`RIDE`]).
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroUsize};
@@ -62,6 +63,14 @@ const WORTH_KEEPING: usize = 16 * 1024;
 
 /// How long a guest whose shut window holds us up may be silent once no other timer runs.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long the acknowledgement of one small segment may wait for something to ride on. A question and its answer cost one frame to the guest
+/// less then, and so does the end of a connection that both close: a card takes one frame at a time, and the guest's TCP with it. RFC 9293
+/// (3.8.6.3) allows half a second; Linux waits for 40 ms at least.
+pub(crate) const RIDE: Duration = Duration::from_millis(5);
+
+/// Octets in a segment beyond which it is part of a transfer, whose sender counts on acknowledgements.
+const SMALL: usize = 1024;
 
 /// The soonest that a connection is looked at again which had something to do, yet did nothing.
 const SOONEST: Duration = Duration::from_millis(5);
@@ -204,6 +213,8 @@ pub(crate) struct Flow {
     close_later: bool,
     /// What smoltcp waits to see acknowledged first. Known once our SYN-ACK is out.
     unacknowledged: u32,
+    /// Until when the acknowledgement of the last segment waits for something to ride on.
+    rides_until: Option<Instant>,
     /// The guest's window was shut while we had more for it.
     shut: bool,
     /// Octets that the owner knows to be in the receive ring.
@@ -269,6 +280,7 @@ impl Flow {
             guest_end: None,
             close_later: false,
             unacknowledged: 0,
+            rides_until: None,
             shut: false,
             known: 0,
             wants_room: false,
@@ -329,6 +341,7 @@ impl Flow {
             feed(self, &rewritten(segment, end, TcpFlags::ACK.0, 0, &[]));
         }
         self.ask_again(segment);
+        self.let_ride(now, segment);
         if self.guest_end.is_none() && self.fin_taken() {
             self.guest_end = Some(end);
         }
@@ -341,6 +354,10 @@ impl Flow {
         if matches!(self.progress, Progress::Over { .. } | Progress::Reset | Progress::Aborted) {
             return false;
         }
+        if self.rides(now) {
+            return false;
+        }
+        self.rides_until = None;
         let at = engine.stack_time(now);
         let mut port = engine.port(None, scratch);
         self.socket.egress(&mut engine.interface, at, &mut port);
@@ -364,6 +381,9 @@ impl Flow {
         match self.progress {
             Progress::Opening | Progress::Open => {}
             Progress::Over { .. } | Progress::Reset | Progress::Aborted => return None,
+        }
+        if self.rides(now) {
+            return self.rides_until;
         }
         let at = engine.stack_time(now);
         let due = self.socket.poll_at(&mut engine.interface, at)?;
@@ -518,6 +538,24 @@ impl Flow {
         if !scratch.frame().is_empty() {
             self.note_sent(scratch);
         }
+    }
+
+    /// Lets the acknowledgement of a lone small segment or FIN wait. That of a second one goes at once, with that of the first.
+    fn let_ride(&mut self, now: Instant, segment: &Segment<'_>) {
+        if segment.sequence_len() > 0 {
+            let lone = self.rides_until.is_none() && segment.data.len() <= SMALL;
+            // Who is about to fill the window waits for the word that it is open again.
+            let roomy = self.socket().recv_queue() <= self.socket().recv_capacity() / 4;
+            self.rides_until = (lone && roomy).then(|| now + RIDE);
+        }
+    }
+
+    /// Whether there is nothing to send now but an acknowledgement that may still wait.
+    fn rides(&self, now: Instant) -> bool {
+        let socket = self.socket();
+        self.rides_until.is_some_and(|until| now < until)
+            && matches!(socket.state(), tcp::State::Established | tcp::State::CloseWait)
+            && socket.send_queue() == 0
     }
 
     /// Whether `segment` acknowledges some of what is queued, and shuts the window with the same word. It is fed as one that leaves

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
+use crate::flow::RIDE;
 use crate::netstack::{FlowId, NetConfig, NetEvent, Netstack};
 use crate::packet::{
     Frame, Ipv4, MacAddress, PROTOCOL_TCP, Payload, Route, Segment, TcpFlags, put_ethernet_ipv4, put_ipv4,
@@ -163,6 +164,13 @@ impl Script {
     pub(crate) fn pass(&mut self, time: Duration) {
         self.now += time;
         self.net.handle_timeout(self.now);
+    }
+
+    /// So long that an acknowledgement which found nothing to ride on goes alone.
+    #[track_caller]
+    pub(crate) fn pass_a_ride(&mut self) {
+        self.expect_nothing();
+        self.pass(RIDE);
     }
 
     /// The next frame that comes. Panics if there is none.

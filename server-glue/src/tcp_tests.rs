@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
+use crate::flow::RIDE;
 use crate::netstack::{NetEvent, ResetCause};
 use crate::script::{ACK, FIN, GATEWAY, HOST, PORT, PSH, RST, SYN, Script, URG, fix_tcp_checksum, ipv4, tcp};
 
@@ -185,6 +186,65 @@ fn data_flows_both_ways() {
 }
 
 #[test]
+fn acknowledgements_ride_on_answers() {
+    let mut script = Script::new();
+    let (flow, ours) = script.establish();
+    script.send_tcp(tcp(PSH | ACK, 1001, ours).data(b"question"));
+    assert_eq!(script.read(flow), b"question");
+    script.expect_nothing();
+    script.pass(RIDE / 2);
+    script.expect_nothing();
+    script.net.send(script.now, flow, b"answer");
+    script.expect_numbers(PSH | ACK, ours, 1009);
+    script.pass(RIDE);
+    script.expect_nothing();
+    // The end of both is one frame as well.
+    script.send_tcp(tcp(FIN | ACK, 1009, ours + 6));
+    script.expect_nothing();
+    script.net.finish(script.now, flow);
+    script.expect_numbers(FIN | ACK, ours + 6, 1010);
+    script.expect_nothing();
+}
+
+#[test]
+fn acknowledgements_that_find_no_ride_go_alone() {
+    let mut script = Script::new();
+    let (flow, ours) = script.establish();
+    script.send_tcp(tcp(PSH | ACK, 1001, ours).data(b"said"));
+    script.expect_nothing();
+    assert_eq!(script.net.poll_timeout(), Some(script.now + RIDE));
+    script.pass(RIDE);
+    script.expect_numbers(ACK, ours, 1005);
+    script.send_tcp(tcp(FIN | ACK, 1005, ours));
+    script.pass_a_ride();
+    script.expect_numbers(ACK, ours, 1006);
+    assert_eq!(script.read(flow), b"said");
+    script.pass(RIDE);
+    script.expect_nothing();
+}
+
+#[test]
+fn acknowledgements_that_a_sender_counts_on_do_not_wait() {
+    let mut script = Script::with(|config| config.receive_buffer = 8192);
+    let (flow, ours) = script.establish();
+    script.send_tcp(tcp(PSH | ACK, 1001, ours).data(b"one"));
+    script.expect_nothing();
+    script.send_tcp(tcp(PSH | ACK, 1004, ours).data(b"two"));
+    script.expect_numbers(ACK, ours, 1007);
+    script.send_tcp(tcp(PSH | ACK, 1007, ours).data(&[0; 1460]));
+    script.expect_numbers(ACK, ours, 2467);
+    // More than a quarter of the window is taken: the guest may soon wait for it.
+    script.send_tcp(tcp(PSH | ACK, 2467, ours).data(&[0; 1460]));
+    script.expect_numbers(ACK, ours, 3927);
+    script.send_tcp(tcp(PSH | ACK, 3927, ours).data(b"three"));
+    script.expect_numbers(ACK, ours, 3932);
+    script.read(flow);
+    script.send_tcp(tcp(PSH | ACK, 3932, ours).data(b"four"));
+    script.pass_a_ride();
+    script.expect_numbers(ACK, ours, 3936);
+}
+
+#[test]
 fn the_order_of_segments_does_not_matter() {
     let mut script = Script::new();
     let (flow, ours) = script.establish();
@@ -235,7 +295,6 @@ fn both_ways_of_closing() {
     script.send_tcp(tcp(FIN | ACK, 1001, ours).data(b"bye"));
     assert_eq!(script.event(), Some(NetEvent::Readable { flow }));
     assert_eq!(script.event(), None, "not finished before it was read");
-    script.expect_numbers(ACK, ours, 1005);
     assert_eq!(script.read(flow), b"bye");
     assert_eq!(script.event(), Some(NetEvent::Finished { flow }));
     assert_eq!(script.net.send(script.now, flow, b"and"), 3);
@@ -321,6 +380,7 @@ fn a_fin_whose_data_does_not_fit_the_window_loses_nothing() {
     while script.net.poll_transmit(script.now).is_some() {}
     script.send_tcp(tcp(FIN | PSH | ACK, 5097, ours).data(&[2; 4]));
     assert_eq!(script.read(flow), [2; 4]);
+    script.pass_a_ride();
     script.expect_numbers(ACK, ours, 5102);
     assert_eq!(script.event(), Some(NetEvent::Readable { flow }));
     assert_eq!(script.event(), Some(NetEvent::Finished { flow }));
@@ -622,6 +682,7 @@ fn withdrawing_stops_new_connections_only() {
     assert_eq!(script.expect_tcp().flags, RST | ACK);
     script.send_tcp(tcp(ACK, 1001, ours).data(b"still here"));
     assert_eq!(script.read(flow), b"still here");
+    script.pass_a_ride();
     script.expect_tcp();
     // Even when nothing at all is published there any more.
     script.net.withdraw(HOST.into(), 80);

@@ -69,6 +69,7 @@ fn a_guest_that_finished_first_gets_what_it_dropped_too() {
     let mut script = Script::new();
     let (flow, ours) = script.establish();
     script.send_tcp(tcp(FIN | ACK, 1001, ours));
+    script.pass_a_ride();
     script.expect_numbers(ACK, ours, 1002);
     let data: Vec<u8> = (0..2000u32).map(octet).collect();
     assert_eq!(script.net.send(script.now, flow, &data), 2000);
