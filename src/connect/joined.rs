@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use client_glue::discover::Notice;
 use client_glue::server::SpiceServer;
@@ -71,12 +71,16 @@ async fn listen(
     let mut outcome = Ok(());
     let mut told = false;
     loop {
+        let due = printer.due().filter(|_| outcome.is_ok());
+        let takes = due.is_none() || !printer.is_full();
         let heard = tokio::select! {
-            event = events.recv() => match event {
+            event = events.recv(), if takes => match event {
                 Some(event) => Heard::Event(event),
+                None if due.is_some() => return write(printer, shutdown).await,
                 None => return outcome,
             },
-            Some(notice) = beside.notices.recv() => Heard::Notice(notice),
+            Some(notice) = beside.notices.recv(), if takes => Heard::Notice(notice),
+            () = reached(due) => Heard::Due,
             () = shutdown.cancelled(), if !told => {
                 told = true;
                 handle.shutdown();
@@ -91,19 +95,10 @@ async fn listen(
             beside.doubt(*share);
         }
         if outcome.is_ok() {
-            let last_call = async {
-                shutdown.cancelled().await;
-                tokio::time::sleep(LAST_PRINT).await;
-            };
-            let print = async {
-                match &heard {
-                    Heard::Event(event) => printer.print(event, server).await,
-                    Heard::Notice(notice) => printer.print_notice(notice).await,
-                }
-            };
-            outcome = tokio::select! {
-                printed = print => printed,
-                () = last_call => Err(io::ErrorKind::TimedOut.into()),
+            outcome = match &heard {
+                Heard::Event(event) => printer.note(event, server),
+                Heard::Notice(notice) => printer.note_found(notice),
+                Heard::Due => write(printer, shutdown).await,
             };
             if outcome.is_err() {
                 handle.shutdown();
@@ -112,7 +107,33 @@ async fn listen(
     }
 }
 
+/// Never, without a time.
+async fn reached(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Writes the lines that wait. Whoever takes them may be slow while the program runs, but not hold up its end.
+async fn write(
+    printer: &mut Printer<impl AsyncWrite + Unpin>,
+    shutdown: &CancellationToken,
+) -> io::Result<()> {
+    let last_call = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(LAST_PRINT).await;
+    };
+    tokio::select! {
+        written = printer.write() => written,
+        () = last_call => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// What `listen` waits for.
 enum Heard {
     Event(Event),
     Notice(Notice),
+    /// Lines are to be written.
+    Due,
 }

@@ -23,9 +23,20 @@ const MANY_NAMES: usize = 4096;
 /// Different reasons logged between two tunnels.
 const MANY_REASONS: usize = 20;
 
+/// Lines are written at once, but the next not before this time is over: what came meanwhile goes out together. A write to the standard
+/// output is a wait for another thread, and a busy guest opens thousands of connections a second.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// Octets of lines beyond which no event is taken before they are written.
+const MUCH: usize = 64 * 1024;
+
 /// Puts events on paper.
 pub(super) struct Printer<W> {
     out: W,
+    /// Lines that are not written.
+    waiting: String,
+    /// The earliest time of the next write.
+    next: Instant,
     json: bool,
     /// Names and targets of the tunnel's shares.
     names: BTreeMap<ShareId, (String, String)>,
@@ -103,6 +114,8 @@ impl<W: AsyncWrite + Unpin> Printer<W> {
     pub(super) fn new(out: W, json: bool) -> Printer<W> {
         Printer {
             out,
+            waiting: String::new(),
+            next: Instant::now(),
             json,
             names: BTreeMap::new(),
             by_hand: 0,
@@ -118,20 +131,40 @@ impl<W: AsyncWrite + Unpin> Printer<W> {
         self.by_hand = self.by_hand.max(share.0 + 1);
     }
 
+    /// When [`Printer::write`] is to be called, if anything waits for it.
+    pub(super) fn due(&self) -> Option<Instant> {
+        (!self.waiting.is_empty()).then_some(self.next)
+    }
+
+    /// Whether so much waits that it must be written before more is noted.
+    pub(super) fn is_full(&self) -> bool {
+        self.waiting.len() >= MUCH
+    }
+
+    /// Writes all that waits.
+    ///
     /// Not cancel safe: a part of a line may be out.
-    pub(super) async fn print(&mut self, event: &Event, server: &SpiceServer) -> io::Result<()> {
+    pub(super) async fn write(&mut self) -> io::Result<()> {
+        self.out.write_all(self.waiting.as_bytes()).await?;
+        self.out.flush().await?;
+        self.waiting.clear();
+        self.next = Instant::now() + GATHER;
+        Ok(())
+    }
+
+    /// Takes what happened, to be written when it is due.
+    pub(super) fn note(&mut self, event: &Event, server: &SpiceServer) -> io::Result<()> {
         if let Event::Mapped { share, name, target, .. } = event {
             self.remember(*share, name, target);
         }
         self.log(event, server);
         let line = if self.json { self.json(event, server)? } else { self.text(event) };
-        self.put(line).await
+        self.put(line);
+        Ok(())
     }
 
-    /// Prints what was found, with `--json`; people see what is mapped.
-    ///
-    /// Not cancel safe: a part of a line may be out.
-    pub(super) async fn print_notice(&mut self, notice: &Notice) -> io::Result<()> {
+    /// Takes what was found, with `--json`; people see what is mapped.
+    pub(super) fn note_found(&mut self, notice: &Notice) -> io::Result<()> {
         if !self.json {
             return Ok(());
         }
@@ -141,7 +174,8 @@ impl<W: AsyncWrite + Unpin> Printer<W> {
             Change::Lost => Line::Lost(found),
         };
         let line = serde_json::to_string(&line)?;
-        self.put(Some(line)).await
+        self.put(Some(line));
+        Ok(())
     }
 
     /// Connections outlive what they were mapped by, so that names do; but not for ever.
@@ -156,13 +190,11 @@ impl<W: AsyncWrite + Unpin> Printer<W> {
         }
     }
 
-    async fn put(&mut self, line: Option<String>) -> io::Result<()> {
-        if let Some(mut line) = line {
-            line.push('\n');
-            self.out.write_all(line.as_bytes()).await?;
-            self.out.flush().await?;
+    fn put(&mut self, line: Option<String>) {
+        if let Some(line) = line {
+            self.waiting.push_str(&line);
+            self.waiting.push('\n');
         }
-        Ok(())
     }
 
     fn json(&self, event: &Event, server: &SpiceServer) -> serde_json::Result<Option<String>> {
@@ -264,5 +296,37 @@ fn word(end: End) -> &'static str {
         End::Service => "service",
         End::Guest => "guest",
         End::Unshared => "unshared",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn lines_that_come_together_go_out_together() {
+        let server = SpiceServer::plain("127.0.0.1", 5900);
+        let attempt = |attempt| Event::Linking { attempt };
+        let mut printer = Printer::new(Vec::new(), true);
+        assert_eq!(printer.due(), None);
+        printer.note(&attempt(1), &server).unwrap();
+        assert!(printer.due().unwrap() <= Instant::now(), "the first waits for nothing");
+        printer.write().await.unwrap();
+        let (written, before) = (printer.out.len(), Instant::now());
+        printer.note(&attempt(2), &server).unwrap();
+        printer.note(&attempt(3), &server).unwrap();
+        assert_eq!(printer.out.len(), written);
+        let due = printer.due().unwrap();
+        assert!(due <= before + GATHER && due > before - GATHER);
+        assert!(!printer.is_full());
+        while !printer.is_full() {
+            printer.note(&attempt(4), &server).unwrap();
+        }
+        assert!(printer.waiting.len() < MUCH + 200);
+        printer.write().await.unwrap();
+        assert_eq!((printer.due(), printer.is_full()), (None, false));
+        let out = String::from_utf8(printer.out).unwrap();
+        let attempts: Vec<_> = out.lines().map(|line| line.split("attempt").nth(1).unwrap()).collect();
+        assert_eq!(attempts[..4], ["\":1}", "\":2}", "\":3}", "\":4}"]);
     }
 }
