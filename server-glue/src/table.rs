@@ -73,6 +73,7 @@ pub(crate) struct Connection {
     /// Its owner still knows it. Not any more while its RST waits to be sent.
     pub(crate) owned: bool,
     half_open: bool,
+    /// No later than it is due.
     timer: Option<Instant>,
     tidying: Tidying,
     pub(crate) readable_queued: bool,
@@ -331,17 +332,20 @@ impl Table {
         Some(slot)
     }
 
-    /// Replaces the time at which a connection is due.
+    /// Says when a connection is due. A time that moves further away, as with every segment, costs nothing: what stands there comes
+    /// too early, finds nothing to do, and says when.
     pub(crate) fn set_timer(&mut self, slot: u32, at: Option<Instant>) {
         let Some(connection) = self.connection_at(slot) else { return };
-        let before = std::mem::replace(&mut connection.timer, at);
-        if before != at {
-            if let Some(before) = before {
-                self.timers.remove(&(before, Timer::Slot(slot)));
-            }
-            if let Some(at) = at {
-                self.timers.insert((at, Timer::Slot(slot)));
-            }
+        let before = connection.timer;
+        if at.is_some() && before.is_some_and(|before| at >= Some(before)) {
+            return;
+        }
+        connection.timer = at;
+        if let Some(before) = before {
+            self.timers.remove(&(before, Timer::Slot(slot)));
+        }
+        if let Some(at) = at {
+            self.timers.insert((at, Timer::Slot(slot)));
         }
     }
 

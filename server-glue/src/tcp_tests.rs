@@ -245,6 +245,30 @@ fn acknowledgements_that_a_sender_counts_on_do_not_wait() {
 }
 
 #[test]
+fn a_timer_that_came_too_early_is_set_again() {
+    let mut script = Script::with(|config| config.keepalive = 10 * SECOND);
+    let (flow, ours) = script.establish();
+    let first = script.net.poll_timeout().unwrap();
+    script.pass(SECOND);
+    script.send_tcp(tcp(PSH | ACK, 1001, ours).data(b"one"));
+    script.send_tcp(tcp(PSH | ACK, 1004, ours).data(b"two"));
+    script.expect_numbers(ACK, ours, 1007);
+    script.expect_nothing();
+    assert_eq!(script.read(flow), b"onetwo");
+    while let Some(due) = script.net.poll_timeout()
+        && due < first + SECOND
+    {
+        script.now = due;
+        script.net.handle_timeout(due);
+        script.expect_nothing();
+    }
+    assert_eq!(script.net.poll_timeout(), Some(first + SECOND));
+    script.pass(10 * SECOND);
+    // The keep-alive.
+    assert_eq!(script.expect_tcp().flags, ACK);
+}
+
+#[test]
 fn the_order_of_segments_does_not_matter() {
     let mut script = Script::new();
     let (flow, ours) = script.establish();
