@@ -89,7 +89,13 @@ impl Guest {
     pub(crate) async fn queue(&self, name: &str, device: &str, model: &str) {
         self.machine.run(&["lpadmin", "-p", name, "-E", "-v", device, "-m", model]).await;
         if model == "everywhere" {
-            // cupsd asks the printer in a thread of its own, beside which other requests do not do well.
+            // cupsd asks the printer in a thread of its own, beside which other requests do not do well: it is not bothered before it says in
+            // its log that it is done.
+            let done = format!("Printer \"{name}\" is now available");
+            until("CUPS to have asked the printer", || async {
+                self.cups_log().contains(&done).then_some(())
+            })
+            .await;
             let uri = format!("ipp://localhost/printers/{name}");
             until("CUPS to know the printer", || async {
                 let said = self.ask(&["ipptool", "-tv", &uri, "get-printer-attributes.test"]).await?;
@@ -162,6 +168,9 @@ impl Drop for Guest {
         if std::thread::panicking() {
             let log = self.cups_log();
             let last: Vec<&str> = log.lines().rev().take(60).collect();
+            if let Some(status) = self.cups.as_mut().and_then(Program::has_ended) {
+                eprintln!("--- the guest's CUPS ended by itself: {status}");
+            }
             eprintln!("--- the guest's CUPS logged:");
             last.iter().rev().for_each(|line| eprintln!("  {line}"));
         }

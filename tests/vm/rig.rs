@@ -117,6 +117,11 @@ impl Program {
         }
     }
 
+    /// How it ended, if it has.
+    pub(crate) fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
     /// The next JSON object with this `event`.
     pub(crate) async fn event(&mut self, event: &str) -> serde_json::Value {
         self.event_where(event, |_| true).await
