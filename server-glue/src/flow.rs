@@ -2,8 +2,7 @@
 //!
 //! smoltcp walks its whole socket set for every packet, so a set with all connections gets slower with each of them
 //! (design.md, decision 3). Here every connection has its own set, found by the netstack's hash table, and only that one
-//! is polled. They take turns with one [`Interface`], which holds nothing of a connection: with `any_ip` it takes every
-//! address, since the edge has already decided which exist.
+//! is polled. They take turns with one [`Engine`], which takes every address: the edge has already decided which exist.
 //!
 //! smoltcp 0.14 needs care in ten places, all of them here:
 //!
@@ -27,33 +26,15 @@
 //!   waits here for an answer that carries its acknowledgement ([`RIDE`]).
 
 use std::net::{IpAddr, SocketAddr};
-use std::num::{NonZeroU16, NonZeroUsize};
 use std::time::{Duration, Instant};
 
-use smoltcp::iface::{Config, Interface};
-use smoltcp::phy::{
-    Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta, RxToken, TxToken,
-};
+use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::tcp;
-use smoltcp::time::{Duration as StackDuration, Instant as StackInstant};
-use smoltcp::wire::{HardwareAddress, IpAddress, IpListenEndpoint, TcpPacket, TcpRepr};
+use smoltcp::wire::{IpAddress, IpListenEndpoint, TcpPacket, TcpRepr};
 
-use crate::offload::Offloads;
-use crate::packet::{ChecksumPlace, ETHERNET_HEADER, PROTOCOL_TCP, Segment, TCP_HEADER, TcpFlags, put_ipv4};
+use crate::engine::{Engine, Scratch, to_stack_duration};
+use crate::packet::{PROTOCOL_TCP, Segment, TCP_HEADER, TcpFlags, put_ipv4};
 use crate::ring_socket::RingSocket;
-
-/// What all connections share.
-pub(crate) struct Engine {
-    interface: Interface,
-    mtu: u16,
-    /// What smoltcp leaves to the card.
-    offloads: Offloads,
-    /// smoltcp counts time from here. Set by the first call.
-    epoch: Option<Instant>,
-}
-
-/// smoltcp's time at the epoch. Not zero, which means "at once" in its deadlines.
-const EPOCH: Duration = Duration::from_secs(1);
 
 /// How long our SYN-ACK may stay unanswered. A guest that takes longer than this over a link without distance never meant it.
 const HANDSHAKE: Duration = Duration::from_secs(30);
@@ -74,94 +55,6 @@ const SMALL: usize = 1024;
 
 /// The soonest that a connection is looked at again which had something to do, yet did nothing.
 const SOONEST: Duration = Duration::from_millis(5);
-
-impl Engine {
-    /// `seed` makes our initial sequence numbers; `mtu` is that of IP packets.
-    pub(crate) fn new(seed: u64, mtu: u16, offloads: Offloads) -> Engine {
-        let mut config = Config::new(HardwareAddress::Ip);
-        config.random_seed = seed;
-        let mut nothing = Port { incoming: None, out: &mut Scratch::new(), mtu, offloads };
-        let mut interface = Interface::new(config, &mut nothing, StackInstant::ZERO);
-        interface.set_any_ip(true);
-        Engine { interface, mtu, offloads, epoch: None }
-    }
-
-    pub(crate) fn offloads(&self) -> Offloads {
-        self.offloads
-    }
-
-    fn port<'a>(&self, incoming: Option<&'a [u8]>, out: &'a mut Scratch) -> Port<'a> {
-        Port { incoming, out, mtu: self.mtu, offloads: self.offloads }
-    }
-
-    fn stack_time(&mut self, now: Instant) -> StackInstant {
-        let epoch = *self.epoch.get_or_insert(now);
-        let micros = (now.saturating_duration_since(epoch) + EPOCH).as_micros();
-        StackInstant::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
-    }
-
-    fn std_time(&self, at: StackInstant) -> Option<Instant> {
-        let micros = u64::try_from(at.total_micros()).unwrap_or(0);
-        self.epoch?.checked_add(Duration::from_micros(micros).saturating_sub(EPOCH))
-    }
-}
-
-/// One outgoing frame under construction. Its storage is kept, so that a packet costs no clearing of memory.
-pub(crate) struct Scratch {
-    bytes: Box<[u8]>,
-    len: usize,
-    /// It is longer than the MTU, and to be cut into pieces with so much data.
-    segment: Option<NonZeroU16>,
-}
-
-impl Scratch {
-    pub(crate) fn new() -> Scratch {
-        Scratch { bytes: vec![0; ETHERNET_HEADER + usize::from(u16::MAX)].into(), len: 0, segment: None }
-    }
-
-    /// Empty, or a whole frame whose Ethernet header is still to be written.
-    pub(crate) fn frame(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or_default()
-    }
-
-    /// The IP packet in it.
-    pub(crate) fn packet(&self) -> &[u8] {
-        self.bytes.get(ETHERNET_HEADER..self.len).unwrap_or_default()
-    }
-
-    pub(crate) fn segment(&self) -> Option<NonZeroU16> {
-        self.segment
-    }
-
-    pub(crate) fn set_header(&mut self, header: &[u8]) {
-        for (to, from) in self.bytes.iter_mut().zip(header) {
-            *to = *from;
-        }
-    }
-
-    /// Leaves the checksum of a whole frame to the card.
-    pub(crate) fn leave_checksum(&mut self) {
-        if let Some(place) = ChecksumPlace::of(self.frame())
-            && let Some(frame) = self.bytes.get_mut(..self.len)
-        {
-            place.leave(frame);
-        }
-    }
-
-    /// Puts into a whole frame the checksum that smoltcp did not.
-    pub(crate) fn complete_checksum(&mut self) {
-        if let Some(place) = ChecksumPlace::of(self.frame())
-            && let Some(frame) = self.bytes.get_mut(..self.len)
-        {
-            place.complete(frame);
-        }
-    }
-
-    fn clear(&mut self) {
-        self.len = 0;
-        self.segment = None;
-    }
-}
 
 /// Options of every connection.
 #[derive(Debug, Clone, Copy)]
@@ -358,9 +251,7 @@ impl Flow {
             return false;
         }
         self.rides_until = None;
-        let at = engine.stack_time(now);
-        let mut port = engine.port(None, scratch);
-        self.socket.egress(&mut engine.interface, at, &mut port);
+        engine.egress(&mut self.socket, now, scratch);
         let sent = !scratch.frame().is_empty();
         if sent {
             self.note_sent(scratch);
@@ -385,9 +276,7 @@ impl Flow {
         if self.rides(now) {
             return self.rides_until;
         }
-        let at = engine.stack_time(now);
-        let due = self.socket.poll_at(&mut engine.interface, at)?;
-        Some(engine.std_time(due)?.max(now + SOONEST))
+        Some(engine.poll_at(&mut self.socket, now)?.max(now + SOONEST))
     }
 
     /// What the owner has not heard of yet; told once.
@@ -527,11 +416,8 @@ impl Flow {
     }
 
     fn ingress(&mut self, engine: &mut Engine, now: Instant, packet: &[u8], scratch: &mut Scratch) {
-        scratch.clear();
         let queued = self.socket().send_queue();
-        let at = engine.stack_time(now);
-        let mut port = engine.port(Some(packet), scratch);
-        self.socket.ingress(&mut engine.interface, at, &mut port);
+        engine.ingress(&mut self.socket, now, packet, scratch);
         let acknowledged = queued.saturating_sub(self.socket().send_queue());
         self.unacknowledged =
             self.unacknowledged.wrapping_add(u32::try_from(acknowledged).unwrap_or(u32::MAX));
@@ -731,77 +617,4 @@ fn behind(packet: &[u8]) -> Option<Rest> {
         next_send: u32::from_be_bytes([q0, q1, q2, q3]).wrapping_add(len),
         next_receive: u32::from_be_bytes([a0, a1, a2, a3]),
     })
-}
-
-fn to_stack_duration(duration: Duration) -> StackDuration {
-    StackDuration::from_micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
-}
-
-/// What smoltcp sees of the world for one call: at most one packet in, at most one out.
-struct Port<'a> {
-    incoming: Option<&'a [u8]>,
-    out: &'a mut Scratch,
-    mtu: u16,
-    offloads: Offloads,
-}
-
-struct Incoming<'a>(&'a [u8]);
-
-struct Outgoing<'a>(&'a mut Scratch);
-
-impl Device for Port<'_> {
-    type RxToken<'a>
-        = Incoming<'a>
-    where
-        Self: 'a;
-    type TxToken<'a>
-        = Outgoing<'a>
-    where
-        Self: 'a;
-
-    fn receive(&mut self, _: StackInstant) -> Option<(Incoming<'_>, Outgoing<'_>)> {
-        let packet = self.incoming.take()?;
-        Some((Incoming(packet), Outgoing(self.out)))
-    }
-
-    fn transmit(&mut self, _: StackInstant) -> Option<Outgoing<'_>> {
-        Some(Outgoing(self.out))
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut checksum = ChecksumCapabilities::default();
-        // The edge has verified both.
-        checksum.ipv4 = Checksum::Tx;
-        checksum.tcp = if self.offloads.checksums { Checksum::None } else { Checksum::Tx };
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ip;
-        capabilities.max_transmission_unit = usize::from(self.mtu);
-        capabilities.checksum = checksum;
-        if self.offloads.checksums && self.offloads.segments {
-            capabilities.segmentation.tcpv4 = NonZeroUsize::new(usize::from(u16::MAX));
-        }
-        capabilities
-    }
-}
-
-impl RxToken for Incoming<'_> {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(self.0)
-    }
-}
-
-impl TxToken for Outgoing<'_> {
-    fn set_meta(&mut self, meta: PacketMeta) {
-        self.0.segment = meta.segmentation_offload_size;
-    }
-
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let scratch = self.0;
-        scratch.len = ETHERNET_HEADER + len;
-        match scratch.bytes.get_mut(ETHERNET_HEADER..ETHERNET_HEADER + len) {
-            Some(packet) => f(packet),
-            // No IPv4 packet is longer than the scratch, but the closure must have its room.
-            None => f(&mut vec![0; len]),
-        }
-    }
 }

@@ -23,6 +23,7 @@ pub mod challenge;
 mod counters;
 mod dhcp;
 mod domain;
+mod engine;
 mod ethernet;
 mod flow;
 mod names;

@@ -55,8 +55,9 @@ use std::time::{Duration, Instant};
 use spice_proto::service_info::ServiceInfo;
 
 use crate::dhcp::{DhcpConfig, DhcpServer};
+use crate::engine::{Engine, Scratch};
 use crate::ethernet::{DHCP_CLIENT_PORT, DHCP_SERVER_PORT, Edge, Upward};
-use crate::flow::{Engine, Flow, FlowOptions, Progress, Rest, Scratch, keep_syn, spare};
+use crate::flow::{Flow, FlowOptions, Progress, Rest, keep_syn, spare};
 use crate::names::dns::streams::Streams;
 use crate::names::{self, Names, mdns};
 use crate::offload::{CardFrame, Offloads};
