@@ -11,13 +11,12 @@ use spice_proto::link::{
     ChannelType, CommonCaps, LinkError, LinkMess, LinkReply, LinkVersion, MECHANISM_TICKET, Welcome,
 };
 use spice_proto::ticket::{CryptoError, Password, Undecryptable, seal};
-use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 use crate::passage;
 use crate::proxy::End;
 use crate::registry::Registry;
-use crate::stream::{BoxStream, Leg, Peer, Upstream};
+use crate::stream::{BoxStream, Leg, Peer, Upstream, send_all};
 
 /// What the server says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,7 +177,7 @@ impl Inquiry {
         }
         let sealed = seal(&self.welcome.public_key, password).map_err(|error| End::Client(error.into()))?;
         auth.extend_from_slice(&sealed);
-        self.stream.write_all(&auth).await.map_err(End::Upstream)?;
+        send_all(&mut self.stream, &auth).await.map_err(End::Upstream)?;
         let result = passage::from_server::<4>(&mut self.stream, limit).await?;
         let right = match LinkError::from_code(u32::from_le_bytes(result)) {
             Some(LinkError::BadConnectionId) => true,

@@ -11,7 +11,7 @@ use spice_proto::link::{
     MECHANISM_TICKET, TICKET_LEN, Welcome,
 };
 use spice_proto::ticket::{Password, seal};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +21,7 @@ use crate::proxy::{
 use crate::registry::MainSession;
 use crate::relay::{DISPLAY_INIT, MainWatch, Watch, relay, relay_blindly};
 use crate::sasl::{self, Ending};
-use crate::stream::{BoxStream, Leg, farewell};
+use crate::stream::{BoxStream, Leg, farewell, send_all};
 
 /// Bytes of a DISPLAY_INIT's body: cache id, cache size, dictionary id, window size.
 pub(crate) const DISPLAY_INIT_LEN: u32 = 1 + 8 + 1 + 4;
@@ -39,7 +39,7 @@ pub(crate) async fn straight(
 ) -> Result<(), End> {
     let deadlines = link.inner.config.limits.deadlines;
     let (mut server, reply) = ask(&upstream, deadlines.step, raw).await?;
-    client.write_all(&reply.raw).await?;
+    send_all(&mut client, &reply.raw).await?;
     let welcome = match reply.reply {
         LinkReply::Refused(error) => {
             farewell(client).await;
@@ -54,7 +54,7 @@ pub(crate) async fn straight(
         auth.extend_from_slice(&word);
         let mechanism = u32::from_le_bytes(word);
         if mechanism == MECHANISM_SASL && offers_sasl(&welcome) {
-            server.write_all(&auth).await.map_err(End::Upstream)?;
+            send_all(&mut server, &auth).await.map_err(End::Upstream)?;
             if !matches!(upstream, Leg::Tls(_)) {
                 return unseen(link, client, server, mess).await;
             }
@@ -63,7 +63,7 @@ pub(crate) async fn straight(
                 return sasl::turn_away(client, ending).await;
             }
             let watch = watch(&link, mess);
-            client.write_all(&[0; 4]).await?;
+            send_all(&mut client, &[0; 4]).await?;
             return run(link.authenticated(), client, server, &welcome, mess, watch).await;
         }
         if mechanism != MECHANISM_TICKET || welcome.has_no_key() {
@@ -72,23 +72,23 @@ pub(crate) async fn straight(
     }
     auth.extend_from_slice(&from_client::<TICKET_LEN>(&mut client, deadlines.step, "the ticket").await?);
     link.pace().await?;
-    server.write_all(&auth).await.map_err(End::Upstream)?;
+    send_all(&mut server, &auth).await.map_err(End::Upstream)?;
     let result = from_server::<4>(&mut server, deadlines.step).await?;
     let refused = LinkError::from_code(u32::from_le_bytes(result));
     if let Some(error) = refused {
         if error == LinkError::PermissionDenied {
             link.wrong();
         }
-        client.write_all(&result).await?;
+        send_all(&mut client, &result).await?;
         // What follows a refusal is the end, or the rest of a second reply.
         let mut rest = Vec::new();
         let _ = timeout(Duration::from_secs(1), (&mut server).take(4096).read_to_end(&mut rest)).await;
-        client.write_all(&rest).await?;
+        send_all(&mut client, &rest).await?;
         farewell(client).await;
         return Err(End::Refused(error));
     }
     let watch = watch(&link, mess);
-    client.write_all(&result).await?;
+    send_all(&mut client, &result).await?;
     run(link.authenticated(), client, server, &welcome, mess, watch).await
 }
 
@@ -105,7 +105,7 @@ pub(crate) async fn display(
     let (mut server, reply) = ask(&upstream, deadlines.step, machine.raw()).await?;
     let welcome = match reply.reply {
         LinkReply::Refused(error) => {
-            client.write_all(&reply.raw).await?;
+            send_all(&mut client, &reply.raw).await?;
             farewell(client).await;
             return Err(End::Refused(error));
         }
@@ -113,12 +113,12 @@ pub(crate) async fn display(
     };
     let secure = matches!(upstream, Leg::Tls(_));
     if welcome.has_no_key() {
-        client.write_all(&reply.raw).await?;
+        send_all(&mut client, &reply.raw).await?;
         let word = from_client::<4>(&mut client, deadlines.step, "the authentication mechanism").await?;
         if u32::from_le_bytes(word) != MECHANISM_SASL {
             return sasl::not_offered(client, u32::from_le_bytes(word)).await;
         }
-        server.write_all(&word).await.map_err(End::Upstream)?;
+        send_all(&mut server, &word).await.map_err(End::Upstream)?;
         return if secure {
             sasl::display(link, client, server, mess, &welcome).await
         } else {
@@ -130,7 +130,7 @@ pub(crate) async fn display(
         Judged::Right(password) => password,
         Judged::Refuse(error) => return refuse(client, machine, error).await,
         Judged::Sasl if offers_sasl(&welcome) => {
-            server.write_all(&MECHANISM_SASL.to_le_bytes()).await.map_err(End::Upstream)?;
+            send_all(&mut server, &MECHANISM_SASL.to_le_bytes()).await.map_err(End::Upstream)?;
             return if secure {
                 sasl::display(link, client, server, mess, &welcome).await
             } else {
@@ -178,7 +178,7 @@ async fn introduce(
     auth: Vec<u8>,
     limit: Duration,
 ) -> Result<(BoxStream, Vec<u8>), End> {
-    server.write_all(&auth).await.map_err(End::Upstream)?;
+    send_all(&mut server, &auth).await.map_err(End::Upstream)?;
     let result = from_server::<4>(&mut server, limit).await?;
     if let Some(error) = LinkError::from_code(u32::from_le_bytes(result)) {
         // The client was told otherwise; all that is left is to close, as when a session ends right after the link.
@@ -210,7 +210,7 @@ pub(crate) async fn run(
     let channel = channel_name(mess.channel_type);
     tracing::info!(peer, channel, id = mess.channel_id, session = mess.session_id, "linked");
     let _passing = link.inner.census.enter(channel);
-    let outcome = relay(client, server, header_form(mess, welcome), watch, &peer).await;
+    let outcome = relay(client, server, header_form(mess, welcome), watch, &link.peer).await;
     match outcome {
         Ok(()) => tracing::info!(peer, channel, "link closed"),
         Err(error) => tracing::info!(peer, channel, %error, "link broke"),
@@ -281,7 +281,7 @@ fn watch(link: &Link, mess: &LinkMess) -> Watch {
 /// Connects upstream, asks, and reads the link reply.
 pub(crate) async fn ask(upstream: &Leg, limit: Duration, raw: &[u8]) -> Result<(BoxStream, Reply), End> {
     let mut server = upstream.connect(limit).await?;
-    server.write_all(raw).await.map_err(End::Upstream)?;
+    send_all(&mut server, raw).await.map_err(End::Upstream)?;
     let reply = within(limit, "the Spice server's link reply", async {
         let mut head = [0; HEADER_LEN];
         match server.read_exact(&mut head).await {

@@ -28,7 +28,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::registry::MainSession;
-use crate::stream::BoxStream;
+use crate::stream::{BoxStream, Peer, send_all};
 
 /// Bytes of one read at first. A VM has a dozen links, of which few carry pictures.
 const SMALL: usize = 16 * 1024;
@@ -91,7 +91,7 @@ pub(crate) async fn relay(
     server: BoxStream,
     header: HeaderForm,
     watch: Watch,
-    peer: &str,
+    peer: &Peer,
 ) -> io::Result<()> {
     let between = Arc::new(Between::default());
     let mut up = ToServer::new(header, Asks::of(&watch), Arc::clone(&between));
@@ -103,17 +103,18 @@ pub(crate) async fn relay(
     let mut down = ToClient::new(header, between, main.clone());
     let (client_reads, client_writes) = tokio::io::split(client);
     let (server_reads, server_writes) = tokio::io::split(server);
-    let up = pump(client_reads, server_writes, |chunk, out| {
+    let up = pump(client_reads, server_writes, None, |chunk, out| {
         up.filter(chunk, out, |dropped| {
-            tracing::warn!(peer, "client sent {dropped}, which would have killed QEMU; dropped");
+            tracing::warn!(%peer, "client sent {dropped}, which would have killed QEMU; dropped");
         })
     });
     let server_reads = io::Cursor::new(first).chain(server_reads);
-    let down = pump(server_reads, client_writes, |chunk, out| down.filter(chunk, out));
+    let apart = peer.secure.then(|| FrameSkimmer::new(header));
+    let down = pump(server_reads, client_writes, apart, |chunk, out| down.filter(chunk, out));
     both(up, down, || {
         if let Some(main) = main {
             main.session.end();
-            tracing::info!(peer, "session over");
+            tracing::info!(%peer, "session over");
         }
     })
     .await
@@ -123,8 +124,8 @@ pub(crate) async fn relay(
 pub(crate) async fn relay_blindly(client: BoxStream, server: BoxStream) -> io::Result<()> {
     let (client_reads, client_writes) = tokio::io::split(client);
     let (server_reads, server_writes) = tokio::io::split(server);
-    let up = pump(client_reads, server_writes, |_, _| Passes::AsItIs);
-    let down = pump(server_reads, client_writes, |_, _| Passes::AsItIs);
+    let up = pump(client_reads, server_writes, None, |_, _| Passes::AsItIs);
+    let down = pump(server_reads, client_writes, None, |_, _| Passes::AsItIs);
     both(up, down, || ()).await
 }
 
@@ -160,9 +161,11 @@ enum Passes {
     Instead,
 }
 
+/// Passes on what comes until it ends. `apart`: each message is written by itself.
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
+    mut apart: Option<FrameSkimmer>,
     mut filter: impl FnMut(&[u8], &mut Vec<u8>) -> Passes,
 ) -> io::Result<()> {
     let mut buffer = vec![0; SMALL];
@@ -185,11 +188,14 @@ async fn pump(
             Some(chunk) => chunk,
         };
         out.clear();
-        match filter(chunk, &mut out) {
-            Passes::AsItIs => to.write_all(chunk).await?,
-            Passes::Instead => to.write_all(&out).await?,
+        let bytes = match filter(chunk, &mut out) {
+            Passes::AsItIs => chunk,
+            Passes::Instead => &out,
+        };
+        match &mut apart {
+            Some(skimmer) => send_apart(&mut to, bytes, skimmer).await?,
+            None => send_all(&mut to, bytes).await?,
         }
-        to.flush().await?;
         few = if n <= SMALL { few + 1 } else { 0 };
         if n == buffer.len() && n < LARGE {
             buffer = vec![0; LARGE];
@@ -199,6 +205,29 @@ async fn pump(
             out = Vec::new();
         }
     }
+}
+
+/// Writes so that no TLS record holds the end of one message and the next one whole: spice-gtk reads the first, then waits for the
+/// socket, and the second stays in its TLS library. So two pings at once got one answer, and the server gave the session up.
+async fn send_apart(
+    to: &mut (impl AsyncWrite + Unpin),
+    bytes: &[u8],
+    skimmer: &mut FrameSkimmer,
+) -> io::Result<()> {
+    let mut rest = bytes;
+    let mut message = bytes;
+    while let Some(piece) = skimmer.next(&mut rest) {
+        let ends = match piece {
+            Skimmed::Header { header, .. } => header.size == 0,
+            Skimmed::Body { last, .. } => last,
+        };
+        if ends {
+            let (ended, next) = message.split_at(message.len() - rest.len());
+            to.write_all(ended).await?;
+            message = next;
+        }
+    }
+    send_all(to, message).await
 }
 
 /// What kind of channel the client's direction belongs to.

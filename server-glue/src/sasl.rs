@@ -20,14 +20,14 @@ use spice_proto::link::{
     Welcome,
 };
 use spice_proto::sasl::{Exchange, Outcome, Part, SaslFault, Side, Turn};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
 
 use crate::oracle::Inquiry;
 use crate::passage::{self, DISPLAY_INIT_LEN};
 use crate::proxy::{End, Link, Trusted, finish_refused, now, refuse, within};
 use crate::relay::{DISPLAY_INIT, Watch};
-use crate::stream::{BoxStream, farewell};
+use crate::stream::{BoxStream, farewell, send_all};
 
 /// Bytes that pass at once.
 const PIECE: usize = 4096;
@@ -92,7 +92,7 @@ pub(crate) async fn exchange(
                 }
                 let bytes = room.get(..n).unwrap_or_default();
                 exchange.handle(Side::Client, bytes).map_err(End::Sasl)?;
-                let writing = async { server.write_all(bytes).await.map_err(End::Upstream) };
+                let writing = async { send_all(server, bytes).await.map_err(End::Upstream) };
                 within(left(), "the Spice server's attention to SASL", writing).await?;
             }
             Side::Server => {
@@ -112,7 +112,7 @@ pub(crate) async fn exchange(
                 if part == Part::LinkResult || lost.is_some() {
                     continue;
                 }
-                let writing = async { Ok(client.write_all(bytes).await?) };
+                let writing = async { Ok(send_all(client, bytes).await?) };
                 lost = within(left(), "the client's attention to SASL", writing).await.err();
             }
         }
@@ -149,7 +149,7 @@ pub(crate) async fn straight(
 pub(crate) async fn turn_away(mut client: BoxStream, ending: Ending) -> Result<(), End> {
     let end = match ending {
         Ending::Accepted(error) => {
-            client.write_all(&error.map_or(0, LinkError::code).to_le_bytes()).await?;
+            send_all(&mut client, &error.map_or(0, LinkError::code).to_le_bytes()).await?;
             error.map_or(End::Over("the link ended behind its SASL exchange"), End::Refused)
         }
         Ending::Rejected => End::SaslRejected,
@@ -198,7 +198,7 @@ pub(crate) async fn tunnel(
         return Err(End::Over("the link stage ended early"));
     }
     let server = &mut inquiry.stream;
-    server.write_all(&MECHANISM_SASL.to_le_bytes()).await.map_err(End::Upstream)?;
+    send_all(server, &MECHANISM_SASL.to_le_bytes()).await.map_err(End::Upstream)?;
     let never = CancellationToken::new();
     match exchange(link, &mut client, server, &never, Duration::ZERO).await? {
         // The random id hit a session that did not pass through us: once in four billion.
@@ -252,7 +252,7 @@ async fn shielded(
     }
     let link = link.authenticated();
     let introduced = async {
-        client.write_all(&[0; 4]).await?;
+        send_all(&mut client, &[0; 4]).await?;
         passage::first_message(&mut client, &mut server, header, &session).await
     };
     let introduced = tokio::select! {
@@ -263,7 +263,7 @@ async fn shielded(
         Ok(first) => (first, None),
         Err(end) => (made_up_init(header), Some(end)),
     };
-    server.write_all(&first).await.map_err(End::Upstream)?;
+    send_all(&mut server, &first).await.map_err(End::Upstream)?;
     let said = passage::first_words(&mut server).await?;
     match lost {
         None => Ok((link, client, server, said)),
@@ -287,7 +287,7 @@ fn made_up_init(header: HeaderForm) -> Vec<u8> {
 pub(crate) async fn not_offered(mut client: BoxStream, mechanism: u32) -> Result<(), End> {
     let mut reply = Vec::new();
     LinkReply::Refused(LinkError::InvalidData).write(LinkVersion::V2, &mut reply);
-    client.write_all(&reply).await?;
+    send_all(&mut client, &reply).await?;
     farewell(client).await;
     Err(HandshakeError::Mechanism(mechanism).into())
 }

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::oracle::unused_session;
 use crate::proxy::{End, Judged, Link, TunnelPolicy, refuse};
-use crate::stream::BoxStream;
+use crate::stream::{BoxStream, send_all};
 
 /// Longest body that main takes in; libspice-server's limit.
 const MAX_BODY: u32 = 4096 + 11 * 2048;
@@ -94,8 +94,7 @@ async fn run(stream: &mut BoxStream, linked: &Linked, id: u32, tunnel: bool) -> 
             Ok(()) => {}
             Err(why) => return Ok(why),
         }
-        timeout(WRITE_LIMIT, stream.write_all(&voice.out)).await??;
-        stream.flush().await?;
+        timeout(WRITE_LIMIT, send_all(stream, &voice.out)).await??;
         voice.out.clear();
         let mut piece = [0; 4096];
         tokio::select! {

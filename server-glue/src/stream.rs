@@ -279,6 +279,15 @@ pub fn tune(stream: &TcpStream) {
     }
 }
 
+/// Writes all of it, and sees to it that it is under way: what stands in the way of that is waited for here, not where an answer is.
+pub(crate) async fn send_all(
+    stream: &mut (impl AsyncWrite + Unpin + ?Sized),
+    bytes: &[u8],
+) -> io::Result<()> {
+    stream.write_all(bytes).await?;
+    stream.flush().await
+}
+
 /// Closes a stream whose last bytes must still arrive: a socket closed with unread bytes in it resets the
 /// connection, and the reset overtakes what was written. So it reads on until the peer closes, for a moment at most.
 pub(crate) async fn farewell(mut stream: impl Stream) {

@@ -1,5 +1,8 @@
 //! The two directions without streams, then with.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use proptest::prelude::*;
 use spice_proto::frame::put_header;
 use tokio::io::{DuplexStream, duplex};
@@ -296,14 +299,62 @@ proptest! {
     }
 }
 
+/// Keeps each write apart.
+#[derive(Default)]
+struct Writes(Vec<Vec<u8>>);
+
+impl AsyncWrite for Writes {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.push(bytes.to_vec());
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn over_tls_each_message_is_written_by_itself() {
+    let form = HeaderForm::Mini;
+    let messages: Vec<Vec<u8>> =
+        [12, 12, 0, 300, 0, 5].into_iter().map(|len| message(form, 0, 4, &vec![7; len])).collect();
+    let stream = messages.concat();
+    for first in 0..=stream.len() {
+        let mut writes = Writes::default();
+        let mut skimmer = FrameSkimmer::new(form);
+        for chunk in [&stream[..first], &stream[first..]] {
+            send_apart(&mut writes, chunk, &mut skimmer).await.unwrap();
+        }
+        assert_eq!(writes.0.concat(), stream, "cut at {first}");
+        let mut at = 0;
+        let ends: Vec<usize> = messages
+            .iter()
+            .map(|message| {
+                at += message.len();
+                at
+            })
+            .collect();
+        let mut at = 0;
+        for write in writes.0 {
+            let inside = ends.iter().filter(|end| at < **end && **end < at + write.len()).count();
+            assert_eq!(inside, 0, "a write goes on behind the end of a message, cut at {first}");
+            at += write.len();
+        }
+    }
+}
+
 /// A running relay: the client's end, the server's end.
 fn running(watch: Watch) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<io::Result<()>>) {
     let (client, near) = duplex(64);
     let (server, far) = duplex(64);
-    let task =
-        tokio::spawn(
-            async move { relay(Box::new(near), Box::new(far), HeaderForm::Mini, watch, "test").await },
-        );
+    let task = tokio::spawn(async move {
+        relay(Box::new(near), Box::new(far), HeaderForm::Mini, watch, &Peer::named("test")).await
+    });
     (client, server, task)
 }
 
@@ -381,10 +432,10 @@ struct Burst {
 
 impl tokio::io::AsyncRead for &mut Burst {
     fn poll_read(
-        mut self: std::pin::Pin<&mut Self>,
-        _cx: &mut std::task::Context<'_>,
+        mut self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
         buf: &mut tokio::io::ReadBuf<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
+    ) -> Poll<io::Result<()>> {
         let room = buf.remaining();
         self.rooms.push(room);
         if self.fills > 0 {
@@ -392,9 +443,9 @@ impl tokio::io::AsyncRead for &mut Burst {
             buf.put_slice(&vec![7; room]);
         } else if *self.silent_at.get_or_insert(room) == room {
             // Nothing wakes this: only the timeout polls again.
-            return std::task::Poll::Pending;
+            return Poll::Pending;
         }
-        std::task::Poll::Ready(Ok(()))
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -402,7 +453,7 @@ impl tokio::io::AsyncRead for &mut Burst {
 async fn a_link_that_falls_silent_after_pictures_is_small_again() {
     let mut burst = Burst { rooms: Vec::new(), fills: 3, silent_at: None };
     let started = tokio::time::Instant::now();
-    let pumping = pump(&mut burst, tokio::io::sink(), |_, _| Passes::AsItIs);
+    let pumping = pump(&mut burst, tokio::io::sink(), None, |_, _| Passes::AsItIs);
     timeout(REST * 10, pumping).await.expect("the large buffer was kept").unwrap();
     assert_eq!(started.elapsed(), REST);
     assert_eq!(burst.rooms.first(), Some(&SMALL));

@@ -12,25 +12,25 @@ use super::wire::Wire;
 /// As much as one TLS record carries.
 const RECORD: usize = 16 * 1024;
 
+/// As much as is written at once, in records of which each alone would cost the system a call, a segment, and the peer its being woken.
+const TOGETHER: usize = 4 * RECORD;
+
 /// TLS over some stream.
 ///
-/// Writes go out at once, a record each; write large pieces. Vectored writes are not worth anything here: TLS takes one
-/// slice at a time. A shutdown sends TLS's farewell and ends our direction; the other one can still be read.
-///
-/// What was half sent stays half sent: when a write is given up while it was pending, the next one must begin with the
-/// same bytes, or it fails. A stream without TLS would forgive that.
+/// Writes go out at once, as records of up to 16 KiB; write large pieces. A write is done when TLS has it: what the stream could not
+/// take is written by the next write or flush. Vectored writes are not worth anything here: TLS takes one slice at a time. A
+/// shutdown sends TLS's farewell and ends our direction; the other one can still be read.
 #[derive(Debug)]
 pub struct TlsStream<S> {
     inner: SslStream<Wire<S>>,
-    /// What the TLS library took of a write that was pending.
-    taken: Vec<u8>,
     /// The peer's direction is over.
     ended: bool,
 }
 
-impl<S> TlsStream<S> {
-    pub(super) fn new(inner: SslStream<Wire<S>>) -> Self {
-        Self { inner, taken: Vec::new(), ended: false }
+impl<S: AsyncRead + AsyncWrite> TlsStream<S> {
+    pub(super) fn new(mut inner: SslStream<Wire<S>>) -> Self {
+        inner.get_mut().gather();
+        Self { inner, ended: false }
     }
 
     /// What carries it.
@@ -52,6 +52,8 @@ impl<S> TlsStream<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
+    /// Gives what one record carries, or a part of it, so that whoever passes it on as one write keeps the peer's records. Of viewers that
+    /// matters: spice-gtk waits for the socket when a record held two messages, and has not looked at the second.
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -66,31 +68,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        // The TLS library would send on what it has, and believe that it was this.
-        if !buf.starts_with(&this.taken) {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "a write was given up half-way, which TLS cannot undo",
-            )));
-        }
-        let length = if this.taken.is_empty() { buf.len().min(RECORD) } else { this.taken.len() };
-        let piece = buf.get(..length).unwrap_or_default();
-        match Pin::new(&mut this.inner).poll_write(cx, piece) {
-            Poll::Ready(outcome) => {
-                this.taken.clear();
-                Poll::Ready(outcome)
-            }
-            Poll::Pending => {
-                if this.taken.is_empty() {
-                    this.taken.extend_from_slice(piece);
+        // The stream is full, and what comes must wait where others can still overtake it.
+        ready!(self.inner.get_mut().poll_drain(cx))?;
+        let mut taken = 0;
+        for piece in buf.chunks(RECORD).take(TOGETHER / RECORD) {
+            match Pin::new(&mut self.inner).poll_write(cx, piece) {
+                Poll::Ready(Ok(count)) => {
+                    taken += count;
+                    // A peer may have asked for shorter records.
+                    if count < piece.len() {
+                        break;
+                    }
                 }
-                Poll::Pending
+                Poll::Ready(Err(_)) | Poll::Pending if taken > 0 => break,
+                unable @ (Poll::Ready(Err(_)) | Poll::Pending) => return unable,
             }
         }
+        // Records are with TLS now, whatever the stream says: the next call is told of a failure.
+        let _ = self.inner.get_mut().poll_drain(cx);
+        Poll::Ready(Ok(taken))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.inner.get_mut().poll_drain(cx))?;
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
