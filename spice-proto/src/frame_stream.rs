@@ -9,11 +9,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::error::FrameError;
 use crate::frame::{self, Frame, HeaderForm, Split};
 
-/// Size of the read buffer of a stream that carries much. Larger ones make reads neither fewer nor cheaper.
-const INPUT: usize = 128 * 1024;
+/// Size of the read buffer of a stream that carries much: four messages of a bulk transfer. Larger ones make reads neither fewer nor
+/// cheaper.
+const INPUT: usize = 4 * (32 * 1024 + 32);
 
 /// Size of the read buffer of one that carries little.
 const LEAST_INPUT: usize = 16 * 1024;
+
+/// Length from which on messages are likely to be followed by others of that length.
+const BULK: usize = 8 * 1024;
 
 /// So many reads in a row that bring little make a stream one that carries little.
 const QUIET: u8 = 8;
@@ -29,8 +33,12 @@ pub struct FrameStream<S> {
     end: usize,
     /// What the buffer should have. INVARIANT: between [`LEAST_INPUT`] and [`INPUT`].
     wanted: usize,
+    /// Length of the message that was consumed last, with its header.
+    last: usize,
     /// Reads since one that brought much.
     quiet: u8,
+    /// What went wrong behind the bytes that were read last.
+    failed: Option<io::Error>,
     /// Written to the stream since it was last flushed.
     dirty: bool,
 }
@@ -47,7 +55,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameStream<S> {
             start: 0,
             end: leftover.len(),
             wanted: LEAST_INPUT,
+            last: 0,
             quiet: 0,
+            failed: None,
             dirty: false,
         }
     }
@@ -76,17 +86,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameStream<S> {
     /// The frame last given is done with.
     pub fn consume(&mut self, n: usize) {
         self.start = self.start.saturating_add(n).min(self.end);
+        self.last = n;
     }
 
-    /// Reads once; 0 is the stream's end. Call it when [`frame`](Self::frame) gave `None`, which made room.
+    /// Reads what has come, as far as there is room; 0 is the stream's end. Call it when [`frame`](Self::frame) gave `None`, which made
+    /// room.
     ///
     /// # Errors
     /// The stream's own.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Err(error));
+        }
         self.fit();
-        let mut room = ReadBuf::new(self.input.get_mut(self.end..).unwrap_or_default());
+        let until = self.bound();
+        let mut room = ReadBuf::new(self.input.get_mut(self.end..until).unwrap_or_default());
         debug_assert!(room.remaining() > 0, "a read into no room looks like the end");
         std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, &mut room))?;
+        // Of TLS one record comes at a time. A stream that has no more is waited for from here on.
+        let mut before = 0;
+        while room.filled().len() > before && room.remaining() > 0 {
+            before = room.filled().len();
+            match Pin::new(&mut self.stream).poll_read(cx, &mut room) {
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+                Poll::Ready(Err(error)) => self.failed = Some(error),
+            }
+        }
         let (read, is_full) = (room.filled().len(), room.remaining() == 0);
         self.end += read;
         if is_full {
@@ -145,6 +170,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameStream<S> {
         if self.input.len() < needed {
             self.input.resize(needed, 0);
         }
+    }
+
+    /// How far a read should go. A transfer's messages are of one length: with the last of them whole, none need be moved to the
+    /// buffer's start for the rest of it.
+    fn bound(&self) -> usize {
+        let room = self.input.len() - self.start;
+        let beyond = if self.last >= BULK { room % self.last } else { 0 };
+        let bound = self.input.len() - beyond;
+        if bound > self.end { bound } else { self.input.len() }
     }
 
     /// Makes the buffer as large as it should be, if it is too small, or if it is too large and empty.

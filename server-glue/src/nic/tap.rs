@@ -280,7 +280,12 @@ impl TapCard {
         let header = vnet::header(frame, u16::to_ne_bytes);
         let header = if self.offload { header.as_slice() } else { &[] };
         if self.outgoing.pending().is_empty() {
-            match sent(device.try_send_vectored(&[IoSlice::new(header), IoSlice::new(frame)])) {
+            let outcome = if self.offload {
+                device.try_send_vectored(&[IoSlice::new(header), IoSlice::new(frame)])
+            } else {
+                device.try_send(frame)
+            };
+            match sent(outcome) {
                 Sent::Yes => return true,
                 Sent::Dropped => return false,
                 Sent::Later => {}

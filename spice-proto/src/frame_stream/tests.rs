@@ -5,12 +5,13 @@ use proptest::prelude::*;
 use super::*;
 use crate::frame::put_header;
 
-/// Gives as much of its bytes as there is room for, and takes nothing.
+/// Gives as much of its bytes as there is room for, pauses after each time, and takes nothing.
 #[derive(Default)]
 struct Source {
     bytes: Vec<u8>,
     /// At most so many at a time.
     most: usize,
+    pauses: bool,
 }
 
 impl AsyncRead for Source {
@@ -19,6 +20,10 @@ impl AsyncRead for Source {
         _cx: &mut Context<'_>,
         room: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.pauses = !self.pauses && !self.bytes.is_empty();
+        if !self.pauses && !self.bytes.is_empty() {
+            return Poll::Pending;
+        }
         let n = self.most.min(self.bytes.len()).min(room.remaining());
         room.put_slice(&self.bytes[..n]);
         self.bytes.drain(..n);
@@ -47,13 +52,22 @@ fn message(length: usize, fill: u8) -> Vec<u8> {
     bytes
 }
 
+/// Reads, after a pause if there is one. 0 is the end.
+fn fill(stream: &mut FrameStream<Source>) -> usize {
+    let mut cx = Context::from_waker(Waker::noop());
+    loop {
+        if let Poll::Ready(read) = stream.poll_fill(&mut cx) {
+            return read.unwrap();
+        }
+    }
+}
+
 /// Reads messages of these lengths to the end, and checks each.
 fn carry(stream: &mut FrameStream<Source>, lengths: &[usize], most: usize) {
     for (i, length) in lengths.iter().enumerate() {
         stream.stream.bytes.extend(message(*length, i as u8));
     }
     stream.stream.most = most;
-    let mut cx = Context::from_waker(Waker::noop());
     for (i, length) in lengths.iter().enumerate() {
         let consumed = loop {
             if let Some((frame, consumed)) = stream.frame(2 << 20).unwrap() {
@@ -61,7 +75,7 @@ fn carry(stream: &mut FrameStream<Source>, lengths: &[usize], most: usize) {
                 assert!(frame.body.iter().all(|byte| *byte == i as u8));
                 break consumed;
             }
-            assert!(matches!(stream.poll_fill(&mut cx), Poll::Ready(Ok(1..))), "the rest of a message");
+            assert!(fill(stream) > 0, "the rest of a message");
         };
         stream.consume(consumed);
     }
@@ -70,6 +84,73 @@ fn carry(stream: &mut FrameStream<Source>, lengths: &[usize], most: usize) {
 
 fn stream() -> FrameStream<Source> {
     FrameStream::new(Source::default(), HeaderForm::Mini, &[])
+}
+
+/// Gives these, one at a time, as TLS its records; then it waits.
+struct Records(std::vec::IntoIter<io::Result<Vec<u8>>>);
+
+impl AsyncRead for Records {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+        room: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Some(record) = self.0.next() else { return Poll::Pending };
+        room.put_slice(&record?);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Records {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Pending
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+#[test]
+fn all_records_that_came_are_one_read_and_what_went_wrong_behind_them_the_next() {
+    let mut cx = Context::from_waker(Waker::noop());
+    for (end, next) in [
+        (Ok(Vec::new()), Ok(0)),
+        (Err(io::ErrorKind::ConnectionReset.into()), Err(io::ErrorKind::ConnectionReset)),
+    ] {
+        let records = vec![Ok(vec![1; 10]), Ok(vec![2; 10]), end, Ok(Vec::new())];
+        let mut stream = FrameStream::new(Records(records.into_iter()), HeaderForm::Mini, &[]);
+        assert!(matches!(stream.poll_fill(&mut cx), Poll::Ready(Ok(20))));
+        let Poll::Ready(got) = stream.poll_fill(&mut cx) else { panic!("the end") };
+        assert_eq!(got.map_err(|error| error.kind()), next);
+        assert_eq!(stream.partial(), 20);
+    }
+}
+
+#[test]
+fn a_transfer_is_read_in_whole_messages() {
+    let mut stream = stream();
+    carry(&mut stream, &[32_770; 20], 1 << 20);
+    // One of another length in between puts them out of step for one read.
+    for (round, between) in [false, false, true, false, false, true, false].into_iter().enumerate() {
+        let short = if between { message(4, 1) } else { Vec::new() };
+        let transfer = std::iter::repeat_with(|| message(32_770, 2)).take(12).flatten();
+        stream.stream.bytes = short.into_iter().chain(transfer).collect();
+        let mut fills = 0;
+        let mut torn = 0;
+        while fill(&mut stream) > 0 {
+            fills += 1;
+            while let Some((_, consumed)) = stream.frame(1 << 20).unwrap() {
+                stream.consume(consumed);
+            }
+            torn += usize::from(stream.partial() > 0);
+        }
+        assert_eq!((fills, torn), (3 + usize::from(between), usize::from(between)), "round {round}");
+    }
 }
 
 #[test]
