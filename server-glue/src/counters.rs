@@ -64,6 +64,8 @@ pub struct Counters {
     pub half_open_full: u64,
     /// SYNs refused: too many connections.
     pub flows_full: u64,
+    /// Segments dropped: all connections together hold too much that nobody takes.
+    pub rings_full: u64,
     /// Segments of no connection, answered by RST.
     pub stray: u64,
     /// Connections that were accepted.

@@ -95,6 +95,13 @@ pub(crate) struct Rest {
     pub(crate) next_receive: u32,
 }
 
+/// Octets that were written to the rings of a connection.
+#[derive(Debug, Clone, Copy, Default)]
+struct Touched {
+    receive: usize,
+    send: usize,
+}
+
 pub(crate) struct Flow {
     socket: RingSocket,
     progress: Progress,
@@ -116,8 +123,8 @@ pub(crate) struct Flow {
     wants_room: bool,
     /// The owner knows that the guest sends no more.
     end_told: bool,
-    /// Octets that were written to the rings since their memory was given back.
-    touched: usize,
+    /// Octets that were written to each ring since their memory was given back.
+    touched: Touched,
     /// The sequence number behind the last octet that came within the window, in order or not.
     furthest: Option<u32>,
     /// How long the guest may be silent once the connection is open.
@@ -178,7 +185,7 @@ impl Flow {
             known: 0,
             wants_room: false,
             end_told: false,
-            touched: 0,
+            touched: Touched::default(),
             furthest: None,
             dead_after: options.dead_after,
             keepalive: options.keepalive,
@@ -279,12 +286,13 @@ impl Flow {
         Some(engine.poll_at(&mut self.socket, now)?.max(now + SOONEST))
     }
 
-    /// What the owner has not heard of yet; told once.
-    pub(crate) fn news(&mut self) -> News {
+    /// What the owner has not heard of yet; told once. `most` is how much may wait for the guest.
+    pub(crate) fn news(&mut self, most: usize) -> News {
         let received = self.socket().recv_queue();
         let readable = received > self.known;
         self.known = received;
-        let writable = self.wants_room && self.send_capacity() > self.socket().send_capacity() / 4;
+        let most = most.min(self.socket().send_capacity());
+        let writable = self.wants_room && self.send_capacity(most) > most / 4;
         self.wants_room &= !writable;
         let finished = self.guest_end.is_some() && received == 0 && !self.end_told;
         self.end_told |= finished;
@@ -312,16 +320,20 @@ impl Flow {
         self.socket().recv_queue()
     }
 
-    pub(crate) fn send(&mut self, data: &[u8]) -> usize {
-        let sent = if self.close_later { 0 } else { self.socket_mut().send_slice(data).unwrap_or(0) };
+    /// `most` is how much may wait for the guest then.
+    pub(crate) fn send(&mut self, data: &[u8], most: usize) -> usize {
+        let fits = data.get(..self.send_capacity(most)).unwrap_or(data);
+        let sent = self.socket_mut().send_slice(fits).unwrap_or(0);
         self.wants_room |= sent < data.len();
-        self.touched = self.touched.saturating_add(sent);
+        self.touched.send = self.touched.send.saturating_add(sent);
         sent
     }
 
-    pub(crate) fn send_capacity(&self) -> usize {
+    /// What [`Flow::send`] would take.
+    pub(crate) fn send_capacity(&self, most: usize) -> usize {
         let socket = self.socket();
-        if socket.may_send() && !self.close_later { socket.send_capacity() - socket.send_queue() } else { 0 }
+        let most = most.min(socket.send_capacity());
+        if socket.may_send() && !self.close_later { most.saturating_sub(socket.send_queue()) } else { 0 }
     }
 
     /// No more data from us: FIN behind what was sent.
@@ -331,16 +343,17 @@ impl Flow {
         self.close_in_time();
     }
 
-    /// Whether its rings hold memory.
-    pub(crate) fn is_touched(&self) -> bool {
-        self.touched > 0
+    /// Octets of memory that its rings hold, at most.
+    pub(crate) fn held(&self) -> usize {
+        let socket = self.socket();
+        self.touched.receive.min(socket.recv_capacity()) + self.touched.send.min(socket.send_capacity())
     }
 
     /// Gives the memory of the rings back, if nothing is in them. What comes later takes it anew.
     pub(crate) fn give_back(&mut self) {
         if self.is_settled() {
             self.socket.give_back();
-            self.touched = 0;
+            self.touched = Touched::default();
         }
     }
 
@@ -350,7 +363,7 @@ impl Flow {
         // Nobody wants what is in the rings any more; listening empties them. It cannot fail for a socket that was aborted.
         let _ = self.socket_mut().listen(IpListenEndpoint { addr: None, port: 1 });
         self.abort();
-        if self.touched > WORTH_KEEPING {
+        if self.touched.receive.saturating_add(self.touched.send) > WORTH_KEEPING {
             self.socket.give_back();
         }
         self.socket
@@ -375,7 +388,7 @@ impl Flow {
             return;
         }
         // A small piece far ahead touches a page of its own.
-        self.touched = self.touched.saturating_add(segment.data.len().max(1024));
+        self.touched.receive = self.touched.receive.saturating_add(segment.data.len().max(1024));
         let next = self.last_sent.next_receive;
         let room = u32::try_from(self.socket().recv_capacity()).unwrap_or(u32::MAX);
         let start = segment.sequence.wrapping_sub(next);

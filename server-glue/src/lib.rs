@@ -70,6 +70,8 @@ mod hostile_tests;
 #[cfg(test)]
 mod offload_tests;
 #[cfg(test)]
+mod ring_memory_tests;
+#[cfg(test)]
 mod script;
 #[cfg(test)]
 mod tcp_tests;

@@ -74,7 +74,7 @@ impl NetConfig {
             connect_deadline: Duration::from_secs(60),
             seed: 0,
             receive_buffer: 256 * 1024,
-            send_buffer: 256 * 1024,
+            send_buffer: 512 * 1024,
             keepalive: Duration::from_secs(45),
             dead_after: Duration::from_secs(180),
         })

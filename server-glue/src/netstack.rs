@@ -42,8 +42,8 @@
 //!
 //! A guest can make us hold at most [`NetConfig::max_flows`] connections, of which [`NetConfig::max_half_open`] are not established:
 //! beyond the first, a SYN is answered by RST, beyond the second it is dropped, and the guest tries again. A held SYN costs
-//! some hundred octets, an accepted one its rings, as far as they were used: a guest that fills them all while nobody reads takes
-//! [`NetConfig::max_flows`] times [`NetConfig::receive_buffer`]. TIME-WAIT needs no rings. Answers that wait for the NIC are
+//! some hundred octets, an accepted one its rings, as far as they were used. Once all rings together hold 512 MiB, each
+//! takes 32 KiB at most: of a guest that sends on what does not fit is dropped, and sent again by it. TIME-WAIT needs no rings. Answers that wait for the NIC are
 //! bounded, and dropped beyond that, as on any link.
 
 mod dns;
@@ -76,6 +76,16 @@ const TIME_WAIT: Duration = Duration::from_secs(10);
 
 /// How long a connection must be quiet before its rings give their memory back, which it takes anew afterwards: a microsecond for each 4 KiB.
 const IDLE: Duration = Duration::from_secs(1);
+
+/// Octets of memory that all rings may hold before each takes no more than [`SHORT`].
+const RING_MEMORY: usize = 512 << 20;
+
+/// Octets that a ring takes when memory is short. A connection goes on with them, more slowly.
+const SHORT: usize = 32 * 1024;
+
+/// Octets that a connection sends in a row before others have their turn. Whoever reads them in the guest is woken once then, and not by each
+/// frame anew.
+const TURN: usize = 64 * 1024;
 
 /// Most sockets kept for the next connections.
 const SPARES: usize = 1024;
@@ -153,6 +163,8 @@ pub struct Netstack {
     max_flows: usize,
     max_half_open: usize,
     connect_deadline: Duration,
+    /// Octets of memory that all rings may hold before each is given only [`SHORT`].
+    ring_memory: usize,
     names: Names,
     table: Table,
     /// Sockets of connections that are gone, for the next ones.
@@ -164,6 +176,8 @@ pub struct Netstack {
     /// What happened to them.
     stream_events: VecDeque<NetEvent>,
     scratch: Scratch,
+    /// Whose turn it is to send, and how many octets are left of it.
+    turn: Option<(u32, usize)>,
     counters: Counters,
 }
 
@@ -204,14 +218,22 @@ impl Netstack {
             max_flows: config.max_flows,
             max_half_open: config.max_half_open,
             connect_deadline: config.connect_deadline,
+            ring_memory: RING_MEMORY,
             names,
             has_dns: config.domain.is_some(),
             table: Table::new(),
             spares: Vec::new(),
             events: VecDeque::new(),
             scratch: Scratch::new(),
+            turn: None,
             counters: Counters::default(),
         }
+    }
+
+    /// With less memory for its rings.
+    #[cfg(test)]
+    pub(crate) fn with_ring_memory(self, ring_memory: usize) -> Netstack {
+        Netstack { ring_memory, ..self }
     }
 
     // Getters.
@@ -238,7 +260,7 @@ impl Netstack {
 
     /// Octets that [`Netstack::send`] would take now. 0 during the handshake, and after `finish`.
     pub fn send_capacity(&self, flow: FlowId) -> usize {
-        self.table.connection(flow).map_or(0, |connection| connection.flow.send_capacity())
+        self.table.connection(flow).map_or(0, |connection| connection.flow.send_capacity(self.most()))
     }
 
     // Commands.
@@ -309,8 +331,9 @@ impl Netstack {
 
     /// Gives octets for the guest; returns how many were taken. Fewer than given: `Writable` will come.
     pub fn send(&mut self, now: Instant, flow: FlowId, data: &[u8]) -> usize {
+        let most = self.most();
         let Some(connection) = self.table.connection_mut(flow) else { return 0 };
-        let taken = connection.flow.send(data);
+        let taken = connection.flow.send(data, most);
         if taken > 0 {
             self.table.stir(flow, now + IDLE);
             self.table.make_ready(flow.slot());
@@ -463,9 +486,16 @@ impl Netstack {
                 self.counters.frames_out += 1;
                 return self.edge.outbox.pop().map(CardFrame::whole);
             }
-            let slot = self.table.next_ready()?;
+            let (slot, left) = match self.turn.take() {
+                Some(turn) => turn,
+                None => (self.table.next_ready()?, TURN),
+            };
             if self.transmit(now, slot) {
                 self.counters.frames_out += 1;
+                match left.checked_sub(self.scratch.frame().len()) {
+                    Some(left) => self.turn = Some((slot, left)),
+                    None => self.table.make_ready(slot),
+                }
                 return Some(CardFrame {
                     bytes: self.scratch.frame(),
                     vouched: self.engine.offloads().checksums,
@@ -505,6 +535,7 @@ impl Netstack {
     fn handle_known(&mut self, now: Instant, slot: u32, from: MacAddress, segment: &Segment<'_>) {
         let flow = self.table.id(slot);
         let local = segment.destination;
+        let most = self.most();
         match self.table.content_mut(slot) {
             Some(Content::Free) | None => {}
             Some(Content::Held(held)) => {
@@ -526,6 +557,10 @@ impl Netstack {
                 }
             }
             Some(Content::Connection(connection)) => {
+                if !segment.data.is_empty() && connection.flow.recv_queue() >= most {
+                    self.counters.rings_full += 1;
+                    return;
+                }
                 connection.guest = from;
                 let edge = &mut self.edge;
                 let counters = &mut self.counters;
@@ -649,13 +684,17 @@ impl Netstack {
             if self.engine.offloads().checksums {
                 self.scratch.leave_checksum();
             }
-            self.table.make_ready(slot);
         } else {
             let deadline = connection.flow.deadline(&mut self.engine, now);
             self.table.set_timer(slot, deadline);
         }
         self.settle(now, slot);
         sent
+    }
+
+    /// Octets that one ring may hold.
+    fn most(&self) -> usize {
+        if self.table.held() < self.ring_memory { usize::MAX } else { SHORT }
     }
 
     fn slot_due(&mut self, slot: u32) {
@@ -714,8 +753,9 @@ impl Netstack {
             }
             return;
         }
+        let most = self.most();
         let Some(connection) = self.table.connection_mut(flow) else { return };
-        let news = connection.flow.news();
+        let news = connection.flow.news(most);
         let readable = news.readable && !std::mem::replace(&mut connection.readable_queued, true);
         let writable = news.writable && !std::mem::replace(&mut connection.writable_queued, true);
         let done = connection.flow.is_done();

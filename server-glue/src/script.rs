@@ -223,13 +223,19 @@ impl Script {
     /// A connection from port 4000: guest's next number 1001, window scale 7 of the guest, given MSS. Gives our next number.
     #[track_caller]
     pub(crate) fn establish(&mut self) -> (FlowId, u32) {
-        self.send_tcp(tcp(SYN, 1000, 0).options(&[2, 4, 0x05, 0xb4, 1, 3, 3, 7]));
+        self.establish_from(4000)
+    }
+
+    /// The same, from another port.
+    #[track_caller]
+    pub(crate) fn establish_from(&mut self, port: u16) -> (FlowId, u32) {
+        self.send_tcp(tcp(SYN, 1000, 0).from(port).options(&[2, 4, 0x05, 0xb4, 1, 3, 3, 7]));
         let flow = self.expect_connect();
         self.net.accept(self.now, flow);
         let syn_ack = self.expect_tcp();
         assert_eq!((syn_ack.flags, syn_ack.ack), (SYN | ACK, 1001));
         self.expect_nothing();
-        self.send_tcp(tcp(ACK, 1001, syn_ack.seq.wrapping_add(1)));
+        self.send_tcp(tcp(ACK, 1001, syn_ack.seq.wrapping_add(1)).from(port));
         self.expect_nothing();
         (flow, syn_ack.seq.wrapping_add(1))
     }

@@ -76,6 +76,8 @@ pub(crate) struct Connection {
     /// No later than it is due.
     timer: Option<Instant>,
     tidying: Tidying,
+    /// What its rings held when it stirred last.
+    held: usize,
     pub(crate) readable_queued: bool,
     pub(crate) writable_queued: bool,
 }
@@ -129,6 +131,8 @@ pub(crate) struct Table {
     /// Connections that may have something to send, in turn.
     ready: VecDeque<u32>,
     timers: BTreeSet<(Instant, Timer)>,
+    /// INVARIANT: the sum of all connections' `held`.
+    held: usize,
 }
 
 impl Table {
@@ -142,6 +146,7 @@ impl Table {
             half_open: 0,
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
+            held: 0,
         }
     }
 
@@ -152,6 +157,11 @@ impl Table {
 
     pub(crate) fn half_open(&self) -> usize {
         self.half_open
+    }
+
+    /// Octets of memory that the rings of all connections hold, at most.
+    pub(crate) fn held(&self) -> usize {
+        self.held
     }
 
     pub(crate) fn find(&self, pair: &Pair) -> Option<u32> {
@@ -242,6 +252,7 @@ impl Table {
             half_open: true,
             timer: None,
             tidying: Tidying::No,
+            held: 0,
             readable_queued: false,
             writable_queued: false,
         };
@@ -291,7 +302,10 @@ impl Table {
                 self.forget_held(slot, &held);
                 None
             }
-            Content::Connection(connection) => Some(connection.flow),
+            Content::Connection(connection) => {
+                self.held -= connection.held;
+                Some(connection.flow)
+            }
         }
     }
 
@@ -351,9 +365,10 @@ impl Table {
 
     /// A connection's data moves. Whether that was the last for a while is seen at `look_at`.
     pub(crate) fn stir(&mut self, flow: FlowId, look_at: Instant) {
+        self.weigh(flow);
         let Some(connection) = self.connection_mut(flow) else { return };
         match connection.tidying {
-            Tidying::No if connection.flow.is_touched() => {
+            Tidying::No if connection.held > 0 => {
                 connection.tidying = Tidying::Quiet(look_at);
                 self.timers.insert((look_at, Timer::Tidy(flow)));
             }
@@ -373,9 +388,18 @@ impl Table {
             Tidying::Quiet(_) => {
                 connection.tidying = Tidying::No;
                 connection.flow.give_back();
+                self.weigh(flow);
             }
             Tidying::No => {}
         }
+    }
+
+    /// Looks at how much memory a connection's rings hold.
+    fn weigh(&mut self, flow: FlowId) {
+        let Some(connection) = self.connection_mut(flow) else { return };
+        let held = connection.flow.held();
+        let before = std::mem::replace(&mut connection.held, held);
+        self.held = self.held - before + held;
     }
 
     pub(crate) fn next_due(&self) -> Option<Instant> {

@@ -182,7 +182,7 @@ fn data_flows_both_ways() {
     script.expect_nothing();
     script.send_tcp(tcp(ACK, 1015, ours + 6));
     assert_eq!(script.event(), None);
-    assert_eq!(script.net.send_capacity(flow), 256 * 1024);
+    assert_eq!(script.net.send_capacity(flow), 512 * 1024);
 }
 
 #[test]

@@ -194,8 +194,9 @@ impl Page {
             ("martian", net.martian),
             ("not_for_us", net.not_for_us),
             ("outbox_full", net.outbox_full),
+            ("rings_full", net.rings_full),
         ];
-        let help = "Frames that were not looked at further; outbox_full is of answers to the guest";
+        let help = "Frames that were not looked at further; outbox_full is of answers to the guest, rings_full of data that nobody takes";
         to.counters(("guest_frames_dropped", None), help, "reason", dropped)?;
         let syns = [
             ("asked", net.connects),
