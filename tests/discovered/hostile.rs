@@ -19,6 +19,9 @@ const GROUP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(224, 0, 0, 25
 /// within that puts it off.
 const AGAIN: Duration = Duration::from_millis(1500);
 
+/// For hundreds of names to go.
+const MINUTES: Duration = Duration::from_secs(120);
+
 /// A service as somebody says it is.
 struct Advert {
     instance: Vec<u8>,
@@ -225,11 +228,13 @@ async fn liars_and_floods_harm_nobody() {
     let connect = home.connect.as_mut().unwrap();
     let room = |line: &str| line.contains("there are no more devices than are kept").then_some(());
     connect.line("that there is room again", room).await;
-    until("all of it to be gone", || async {
-        let names = names(&home.guest.machine, IPP).await;
-        names.iter().map(String::as_str).eq(["Late", "Office"]).then_some(())
-    })
-    .await;
+    // Hundreds of names go by and by; 25 to 31 s were seen on two busy processors.
+    let gone = async {
+        while !names(&home.guest.machine, IPP).await.iter().map(String::as_str).eq(["Late", "Office"]) {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(MINUTES, gone).await.expect("some of it is never gone");
     let _last = Printer::announced(&home.lan, "last", "Last", Pace::Quick).await;
     home.finds(IPP, "Last").await;
     assert_well(&mut home);
