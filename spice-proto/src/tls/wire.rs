@@ -6,6 +6,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+/// Octets of records beyond which something is wrong: who writes puts in little at a time, and waits until it is gone.
+const MOST: usize = 256 * 1024;
+
 /// Room that is kept for the next records.
 const KEPT: usize = 4 * 1024;
 
@@ -103,6 +106,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if !self.gathers {
             return Pin::new(&mut self.stream).poll_write(cx, buf);
+        }
+        if self.records.len() > MOST {
+            let problem = "TLS has more to say than the peer takes";
+            return Poll::Ready(Err(io::Error::other(problem)));
         }
         self.records.extend_from_slice(buf);
         Poll::Ready(Ok(buf.len()))
